@@ -1,0 +1,1 @@
+"""A site: what an institution installs, and the only code that sees a record."""

@@ -1,0 +1,1 @@
+"""A site's records: find them, check them, describe them, load them."""

@@ -1,0 +1,106 @@
+"""What a site's records look like once they are loaded; NumPy only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.adapter import Tower
+from shared.results import DatasetOrigin, Kind, SplitCounts
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts that assert and that deny one finding, in the site's own words."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Records of one split; row i of every array is one record.
+
+    A record without an image has ``has_image[i] == False`` and zeros in ``pixels``; one
+    without a text has ``has_text[i] == False`` and an empty string. What lies behind a mask
+    must never change an output.
+
+    Attributes:
+        pixels: (n, height, width, channels) uint8 at the encoder's size, channels 1 or 3;
+            an array or a memory map.
+        has_image: (n,) bool.
+        texts: n strings.
+        has_text: (n,) bool.
+        labels: (n, findings) float32, 1 present, 0 absent; zeros where not labelled.
+        labelled: (n,) bool.
+        patients: (n,) int64, the patient's number within the site.
+    """
+
+    pixels: NDArray[np.uint8]
+    has_image: NDArray[np.bool_]
+    texts: tuple[str, ...]
+    has_text: NDArray[np.bool_]
+    labels: NDArray[np.float32]
+    labelled: NDArray[np.bool_]
+    patients: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def counts(self) -> SplitCounts:
+        """Return how many images, texts, pairs and patients there are."""
+        return SplitCounts(
+            images=int(self.has_image.sum()),
+            texts=int(self.has_text.sum()),
+            pairs=int((self.has_image & self.has_text).sum()),
+            patients=len(np.unique(self.patients)),
+        )
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """All records of a site.
+
+    Attributes:
+        name: The site's name.
+        findings: Names of the label columns, sorted; empty if nothing is labelled.
+        prompts: Prompts per finding; findings without prompts are not scored zero-shot.
+        splits: ``train``, ``val`` and ``test``.
+        origin: Where the records come from.
+    """
+
+    name: str
+    findings: tuple[str, ...]
+    prompts: Mapping[str, Prompts]
+    splits: Mapping[SplitName, Split]
+    origin: DatasetOrigin
+
+    @property
+    def kind(self) -> Kind:
+        """What the training records are: any pair makes a site paired."""
+        counts = self.splits["train"].counts()
+        if counts.pairs:
+            return "paired"
+        if counts.images and counts.texts:
+            return "unpaired"
+        return "image" if counts.images else "text"
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """Return the towers that the training records can train."""
+        towers: dict[Kind, tuple[Tower, ...]] = {
+            "paired": ("image", "text"),
+            "unpaired": ("image", "text"),
+            "image": ("image",),
+            "text": ("text",),
+        }
+        return towers[self.kind]
+
+    def examples(self, tower: Tower) -> int:
+        """Return how many training records a tower has."""
+        train = self.splits["train"]
+        return int((train.has_image if tower == "image" else train.has_text).sum())

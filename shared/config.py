@@ -1,0 +1,302 @@
+"""The job file: one TOML that says everything a run does, read into a frozen ``JobConfig``.
+
+The same file serves simulation and deployment. What a site owns (paths, device, policy)
+is not in it. Unknown keys are refused with the nearest valid one; combinations that are
+unsound are refused with a sentence that says why.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import ConfigError
+from shared.results import Metric
+
+AggregationRule = Literal["fedavg", "ffa", "altfold"]
+PersonalizationMethod = Literal["duet", "none"]
+Engine = Literal["local", "flower"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class DataConfig(_Table):
+    """``[data]``: where the records are. Without ``folder`` the run makes phantoms."""
+
+    folder: str | None = None
+    """A folder of site folders, one site folder's table, or one table with a site column."""
+    site_column: str | None = None
+    """Column that names the site, when all sites are in one table."""
+    columns: dict[str, str] = {}
+    """Mapping from our names (file_name, text, labels, patient_id, split) to the table's."""
+    phantoms: Literal["default", "conflict"] = "default"
+    """Which synthetic federation to make when there is no folder."""
+    sites: list[str] = []
+    """Only these sites take part; empty means all."""
+    image_only: list[str] = []
+    """Sites whose texts are ignored."""
+    text_only: list[str] = []
+    """Sites whose images are ignored."""
+
+
+class ModelConfig(_Table):
+    """``[model]``: the frozen encoder that all sites start from."""
+
+    base: str = "consilia-tiny"
+    """``consilia-tiny``, a local folder, or a Hugging Face hub id of the CLIP family."""
+    sha256: str | None = None
+    """Expected sha256 of the base weights; the run refuses another."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast on CUDA, float32 on CPU."""
+    max_tokens: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Longest text in tokens; the base's own limit if not given."""
+
+
+class LoraConfig(_Table):
+    """``[lora]``: low-rank adapters (Hu et al., 2021, https://arxiv.org/abs/2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1, le=256)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    targets: list[str] = ["attention", "mlp", "projection"]
+    """Groups (attention, mlp, projection) or module names such as ``q_proj``."""
+    layers: str = "all"
+    """``all`` or ``top:N``: only the N last layers of each tower."""
+
+    @property
+    def scaling(self) -> float:
+        """``alpha / rank``, the factor s in W0 + s B A."""
+        return self.alpha / self.rank
+
+
+class TrainConfig(_Table):
+    """``[train]``: what a site does in one round."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
+    steps: Annotated[int, Field(ge=1)] | None = 8
+    """Optimiser steps a round; or ``epochs``."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 2
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Of the learning rate over all rounds of the run; a warm-up starts every round."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    shift_pixels: Annotated[int, Field(ge=0)] = 2
+    """Images are shifted at random by up to this many pixels."""
+    label_similarity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Kappa of the soft InfoNCE targets: weight of records that share labels; 0 is CLIP with
+    identical texts as positives."""
+    anchor: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the anchor that keeps a lone tower in the frozen other one's space."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx: mu / 2 times the squared distance to the received factors."""
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, not both and not neither")
+        return self
+
+
+class AggregateConfig(_Table):
+    """``[aggregate]``: how adapters become one."""
+
+    rule: AggregationRule = "altfold"
+    fold_every: Annotated[int, Field(ge=0)] = 4
+    """altfold and ffa: fold the adapter into the base every so many rounds; 0 never."""
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    weighting: Literal["sqrt", "size", "equal"] = "sqrt"
+    """How much a site counts, by its training records in the tower."""
+    max_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """No site counts more than this share of a tower (as long as that can be met)."""
+    clip_norm: Annotated[float, Field(gt=0)] = 16.0
+    """A site's change is scaled down to this L2 norm before it leaves."""
+    cohort: Annotated[int, Field(ge=1)] | None = None
+    """Sites asked per round; all if not given."""
+    over_select: Annotated[int, Field(ge=0)] = 0
+    """Sites asked beyond the cohort; the round closes when enough have answered."""
+    quorum: Annotated[int, Field(ge=1)] | None = None
+    """Least admitted replies; half of the cohort (rounded up) if not given."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class PersonalizeConfig(_Table):
+    """``[personalize]``: the adapter that never leaves a site."""
+
+    method: PersonalizationMethod = "duet"
+    rank: Annotated[int, Field(ge=1, le=256)] = 8
+    steps: Annotated[int, Field(ge=0)] = 60
+    """Optimiser steps of the fit on the finished shared adapter."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
+    distill: Annotated[float, Field(ge=0)] = 0.1
+    """Lambda_P: weight of the feature distillation from shared to personal."""
+    grid_from: Annotated[int, Field(ge=1)] = 200
+    """From so many validation pairs on, alpha is chosen from 0, 1/4, 1/2, 3/4, 1."""
+
+
+class PrivacyConfig(_Table):
+    """``[privacy]``: there is no differential privacy yet, and a job may not ask for it."""
+
+    differential_privacy: Literal[False] = False
+
+
+class EvaluateConfig(_Table):
+    """``[evaluate]``: how runs are scored; fixed before the run."""
+
+    main: Metric = "auroc"
+    """The measure of the report's first question."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """Least absolute difference that is called better or worse."""
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    baselines: list[Literal["local", "centralised"]] = ["local", "centralised"]
+    gallery_queries: Annotated[int, Field(ge=0, le=12)] = 4
+    minimum_count: Annotated[int, Field(ge=1)] = 20
+
+
+class SimulationConfig(_Table):
+    """``[simulation]``: one machine that plays all sites."""
+
+    engine: Engine = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads per process; part of what makes results repeat bit for bit."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Processes: with two or more, the baselines train beside the federation."""
+
+
+class JobConfig(_Table):
+    """A job: everything that decides a run's numbers, apart from the data and the machine."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig()
+    aggregate: AggregateConfig = AggregateConfig()
+    personalize: PersonalizeConfig = PersonalizeConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        rule, fold = self.aggregate.rule, self.aggregate.fold_every
+        if rule == "fedavg" and fold and "fold_every" in self.aggregate.model_fields_set:
+            raise ValueError(
+                "aggregate.fold_every needs altfold or ffa: fedavg trains both factors, so "
+                "their product is not the mean of the sites' products and must not be folded"
+            )
+        both = set(self.data.image_only) & set(self.data.text_only)
+        if both:
+            raise ValueError(f"data: {sorted(both)[0]} is both image_only and text_only")
+        cohort, quorum = self.aggregate.cohort, self.aggregate.quorum
+        if cohort is not None and quorum is not None and quorum > cohort:
+            raise ValueError(f"aggregate.quorum = {quorum} can never be met by cohort = {cohort}")
+        return self
+
+    def digest(self) -> str:
+        """Return the sha256 of everything that decides the numbers.
+
+        Where the data lie and which engine carries the messages are left out, so that a
+        job keeps its digest between a simulation and a deployment.
+        """
+        content = self.model_dump(mode="json", exclude={"simulation": True, "data": {"folder"}})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfig:
+    """Read a job file.
+
+    Args:
+        path: A TOML file.
+        overrides: Values by dotted key, such as ``{"aggregate.rule": "ffa"}``; ``None``
+            values are ignored.
+
+    Raises:
+        ConfigError: One line: file, key, what was expected, and the nearest valid key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a UTF-8 text file: {error}") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return parse_job(tree, source=str(path), overrides=overrides)
+
+
+def parse_job(
+    tree: Mapping[str, Any], source: str = "job", overrides: Mapping[str, Any] | None = None
+) -> JobConfig:
+    """Validate a job given as nested tables; see ``load_job``."""
+    merged = json.loads(json.dumps(tree, default=str))
+    for dotted, value in (overrides or {}).items():
+        if value is None:
+            continue
+        table = merged
+        *parents, key = dotted.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[key] = value
+    try:
+        return JobConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the first problem: key, what is wrong, nearest valid key."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "job"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
+        where = f" in [{'.'.join(location[:-1])}]" if location[:-1] else " at the top level"
+        return f"unknown key {location[-1]!r}{where}; did you mean {near[0]!r}?{more}"
+    if problem["type"] == "literal_error":
+        valid = [str(value) for value in _literals(location)]
+        near = difflib.get_close_matches(str(problem["input"]), valid, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{key} = {problem['input']!r}: expected {problem['ctx']['expected']}{hint}{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and len(location) <= 1:
+        prefix = f"[{key}] " if location else ""
+        return f"{prefix}{message}{more}"
+    if problem["type"] == "missing":
+        return f"{key} is missing{more}"
+    return f"{key} = {problem['input']!r}: {message[:1].lower() + message[1:]}{more}"
+
+
+def _table_at(location: Sequence[str]) -> type[BaseModel]:
+    table: type[BaseModel] = JobConfig
+    for part in location:
+        annotation = table.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        table = annotation
+    return table
+
+
+def _valid_keys(location: Sequence[str]) -> list[str]:
+    return list(_table_at(location).model_fields)
+
+
+def _literals(location: Sequence[str]) -> tuple[Any, ...]:
+    names = [part for part in location if not part.isdigit()]
+    field = _table_at(names[:-1]).model_fields.get(names[-1])
+    return get_args(field.annotation) if field else ()

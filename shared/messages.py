@@ -1,0 +1,169 @@
+"""What travels between coordinator and site: a JSON header and named tensors, as bytes.
+
+A body is ``b"CONS" + version byte + header length (8 bytes, little endian) + JSON header +
+safetensors``. Nothing is executed and nothing is unpickled; unknown fields are refused.
+Flower carries the body unseen (``shared.wire``), and so does the agent's socket.
+"""
+
+import json
+from typing import Annotated, Literal
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from shared.adapter import Factor, Tower
+from shared.config import JobConfig
+from shared.errors import WireError
+from shared.results import Kind, SiteEvaluation
+
+PROTOCOL = 1
+_MAGIC = b"CONS" + bytes([PROTOCOL])
+
+Tensors = dict[str, NDArray[np.generic]]
+RequestKind = Literal["describe", "train", "personalize", "evaluate"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SiteName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Request(_Header):
+    """What the coordinator asks of a site.
+
+    The shared adapter travels in parts, ``A``, ``B`` and ``residual``; a part that the site
+    confirmed to hold (same digest) is not sent again.
+
+    Attributes:
+        run: The run's own name; Flower's run id is a vehicle.
+        round: 1-based; 0 for ``describe``; the last committed round for the closing phases.
+        attempt: Counts repeats of a round after a resume.
+        site: Whom the request is for; empty in ``describe``, where names are not yet known.
+        job: The whole job; its digest is ``job_sha256``.
+        factors: Which factors the site trains (``train``).
+        weights: Integer weight per tower that the site must multiply its change with.
+        scale: Fixed-point steps per unit; a power of two.
+        seed: The round's seed for this site.
+        folds: The shared adapter's number of folds.
+        parts: Digest of every part of the shared adapter.
+    """
+
+    kind: RequestKind
+    protocol: Literal[1] = 1
+    run: Annotated[str, Field(min_length=1, max_length=200)]
+    round: Annotated[int, Field(ge=0)] = 0
+    attempt: Annotated[int, Field(ge=1)] = 1
+    site: Annotated[str, Field(max_length=200)] = ""
+    base_sha256: Sha256
+    job_sha256: Sha256
+    job: JobConfig
+    factors: tuple[Factor, ...] = ()
+    weights: dict[Tower, Annotated[int, Field(ge=1, le=65535)]] = {}
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    folds: Annotated[int, Field(ge=0)] = 0
+    parts: dict[Literal["A", "B", "residual"], Sha256] = {}
+
+
+class Description(_Header):
+    """What a site says of itself: its kind and released counts per tower."""
+
+    kind: Kind
+    examples: dict[Tower, Annotated[int, Field(ge=0)]]
+
+
+class TrainSummary(_Header):
+    """Released numbers of one round of training."""
+
+    loss: float
+    validation_loss: float | None = None
+    """Of the received shared adapter, before training; nats."""
+    gradient_norms: dict[Tower, float] = {}
+    clipped: bool = False
+    steps: int = 0
+
+
+class Reply(_Header):
+    """A site's answer; exactly one of the bodies, or ``refused`` with a reason code.
+
+    Attributes:
+        status: ``ok``; ``refused`` by policy or because the site cannot contribute;
+            ``needs`` if a part of the shared adapter is missing at the site.
+        reason: Code such as ``loss-not-finite`` or ``policy-base``.
+        detail: One sentence that may leave the site.
+        holds: Digests of the parts that the site now holds.
+        seconds: Wall seconds of the work itself.
+        peak_memory_bytes: Peak resident memory of the site's process.
+    """
+
+    kind: RequestKind
+    protocol: Literal[1] = 1
+    run: str
+    round: int
+    attempt: int
+    site: SiteName
+    status: Literal["ok", "refused", "needs"] = "ok"
+    reason: str | None = None
+    detail: str = ""
+    holds: dict[Literal["A", "B", "residual"], Sha256] = {}
+    weights: dict[Tower, int] = {}
+    scale: float = 1.0
+    description: Description | None = None
+    summary: TrainSummary | None = None
+    evaluation: SiteEvaluation | None = None
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    peak_memory_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+def encode(header: Request | Reply, tensors: Tensors | None = None) -> bytes:
+    """Return the body for a header and its tensors."""
+    text = header.model_dump_json(exclude_defaults=False).encode()
+    arrays = {name: np.ascontiguousarray(array) for name, array in (tensors or {}).items()}
+    return _MAGIC + len(text).to_bytes(8, "little") + text + safetensors.numpy.save(arrays)
+
+
+def decode_request(body: bytes) -> tuple[Request, Tensors]:
+    """Return header and tensors of a request.
+
+    Raises:
+        WireError: If the body does not follow the protocol.
+    """
+    text, tensors = _split(body)
+    try:
+        return Request.model_validate_json(text), tensors
+    except ValidationError as error:
+        raise WireError(f"request: {_brief(error)}") from None
+
+
+def decode_reply(body: bytes) -> tuple[Reply, Tensors]:
+    """Return header and tensors of a reply; see ``decode_request``."""
+    text, tensors = _split(body)
+    try:
+        return Reply.model_validate_json(text), tensors
+    except ValidationError as error:
+        raise WireError(f"reply: {_brief(error)}") from None
+
+
+def _split(body: bytes) -> tuple[bytes, Tensors]:
+    start = len(_MAGIC) + 8
+    if len(body) < start or body[: len(_MAGIC)] != _MAGIC:
+        raise WireError(f"body: expected a message of protocol {PROTOCOL}, got {len(body)} bytes")
+    length = int.from_bytes(body[len(_MAGIC) : start], "little")
+    if length > len(body) - start:
+        raise WireError("body: shorter than its header says")
+    text = body[start : start + length]
+    try:
+        json.loads(text)
+        tensors = safetensors.numpy.load(body[start + length :])
+    except (ValueError, SafetensorError, KeyError) as error:
+        raise WireError(f"body: damaged ({type(error).__name__})") from None
+    return text, tensors
+
+
+def _brief(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"

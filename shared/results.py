@@ -1,0 +1,289 @@
+"""The results of a run: one versioned schema for ``results.json``, ``--json`` and the report.
+
+Everything a reader may want to plot or check is in here; the report reads nothing else
+(apart from ``manifest.json``). ``schema_version`` rises whenever a field changes meaning.
+
+Words used below
+----------------
+*model*  one of ``MODELS``: what was scored. ``base`` frozen encoder, ``local`` this site
+         training alone, ``shared`` the federation's adapter, ``personal`` shared plus the
+         site's own adapter as duet chose to use it, ``centralised`` one adapter trained on all
+         sites' data (simulation only), ``oracle`` a reader that sees every finding (phantoms).
+*metric* one of ``METRICS``; all lie in 0..1.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Model = Literal["base", "local", "shared", "personal", "centralised", "oracle"]
+MODELS: tuple[Model, ...] = ("base", "local", "shared", "personal", "centralised", "oracle")
+
+# r1, r5, r10: mean of both directions, every distinct text weighing the same.
+# i2t_*, t2i_*: one direction. auroc: zero-shot, mean over findings. accuracy: zero-shot,
+# balanced over positives and negatives, threshold chosen on validation. ece: calibration error.
+Metric = Literal[
+    "auroc", "accuracy", "ece",
+    "r1", "r5", "r10",
+    "i2t_r1", "i2t_r5", "i2t_r10",
+    "t2i_r1", "t2i_r5", "t2i_r10",
+]  # fmt: skip
+METRICS: tuple[Metric, ...] = (
+    "auroc", "accuracy", "ece",
+    "r1", "r5", "r10",
+    "i2t_r1", "i2t_r5", "i2t_r10",
+    "t2i_r1", "t2i_r5", "t2i_r10",
+)  # fmt: skip
+
+# Differences that a report shows, "a_minus_b".
+Comparison = Literal[
+    "personal_minus_local", "personal_minus_shared", "shared_minus_base", "personal_minus_base",
+    "shared_minus_local", "centralised_minus_local",
+]  # fmt: skip
+COMPARISONS: tuple[Comparison, ...] = (
+    "personal_minus_local", "personal_minus_shared", "shared_minus_base", "personal_minus_base",
+    "shared_minus_local", "centralised_minus_local",
+)  # fmt: skip
+
+Kind = Literal["paired", "unpaired", "image", "text"]
+ParticipationState = Literal["in", "late", "missing", "refused", "idle"]
+Tower = Literal["image", "text"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(_Frozen):
+    """A value with its 95 % bootstrap interval by patient.
+
+    Attributes:
+        value: The estimate on the test split.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        n: Test patients behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: Annotated[int, Field(ge=0)]
+
+
+class SplitCounts(_Frozen):
+    """How many records of each sort one split holds."""
+
+    images: int
+    texts: int
+    pairs: int
+    patients: int
+
+
+class CalibrationBin(_Frozen):
+    """Predicted against observed share of positives, with a Wilson interval."""
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    n: int
+
+
+class FindingScore(_Frozen):
+    """Zero-shot AUROC of one finding for every model that was scored."""
+
+    finding: str
+    positives: int
+    auroc: dict[Model, Estimate]
+
+
+class Picture(_Frozen):
+    """One retrieved picture; ``image`` is a key of ``Results.pictures``."""
+
+    image: str
+    match: bool
+
+
+class GalleryQuery(_Frozen):
+    """One text query of the gallery: what two models put first, and where the first match is."""
+
+    site: str
+    quarter: Literal[1, 2, 3, 4]
+    text: str
+    first_match: dict[Model, int]
+    found: dict[Model, list[Picture]]
+
+
+class CoursePoint(_Frozen):
+    """Validation loss of the shared adapter at one site after one round; round 0 is the base."""
+
+    round: int
+    loss: float
+
+
+class ParticipationCell(_Frozen):
+    """What became of one request: state, a reason code if it did not count, seconds taken."""
+
+    state: ParticipationState
+    reason: str | None = None
+    done: str | None = None
+    seconds: float | None = None
+
+
+class SiteEvaluation(_Frozen):
+    """What a site measures on its own test split and releases.
+
+    Attributes:
+        metrics: ``metrics[model][metric]``; absent where it could not be measured.
+        not_measured: ``not_measured[metric]`` = reason, as a sentence without a full stop.
+        differences: ``differences[comparison][metric]``, paired by patient.
+        in_use: Which adapter each tower of the site uses after duet's choice on validation.
+        gallery_texts: Distinct texts of the test split (size of the text gallery).
+        gallery_images: Images of the test split (size of the image gallery).
+        findings: Zero-shot AUROC by finding.
+        calibration: Bins of the model in use.
+        calibrated_model: Which model the bins belong to.
+    """
+
+    metrics: dict[Model, dict[Metric, Estimate]]
+    not_measured: dict[Metric, str] = {}
+    differences: dict[Comparison, dict[Metric, Estimate]]
+    in_use: dict[Tower, Literal["personal", "shared", "not trained"]]
+    gallery_texts: int = 0
+    gallery_images: int = 0
+    findings: list[FindingScore] = []
+    calibration: list[CalibrationBin] = []
+    calibrated_model: Model | None = None
+
+
+class SiteResult(SiteEvaluation):
+    """Everything known about one site after a run.
+
+    Attributes:
+        kind: What the site's training records are.
+        description: One line for people, from the site's ``dataset.json``; may be empty.
+        pairs: Training records with image and text.
+        splits: Counts by split, ``train``, ``val``, ``test``.
+        course: Validation loss by round.
+        participation: One cell per round, in order.
+        seconds: Seconds by part: ``train``, ``transfer``, ``wait``, ``personalize``, ``evaluate``.
+        bytes_up: Bytes sent by the site over the whole run.
+        bytes_down: Bytes received by the site.
+        peak_memory_bytes: Peak memory of the process that held the site.
+        gradient_norms: ``gradient_norms[tower]`` = mean gradient norm by round (0 if untrained).
+    """
+
+    kind: Kind
+    description: str = ""
+    pairs: int
+    splits: dict[Literal["train", "val", "test"], SplitCounts]
+    course: list[CoursePoint] = []
+    participation: list[ParticipationCell] = []
+    seconds: dict[str, float] = {}
+    bytes_up: int = 0
+    bytes_down: int = 0
+    peak_memory_bytes: int = 0
+    gradient_norms: dict[Tower, list[float]] = {}
+
+
+class Summary(_Frozen):
+    """The same metrics over sites: their mean (``n`` = sites), or the worst site's value."""
+
+    metrics: dict[Model, dict[Metric, Estimate]]
+    differences: dict[Comparison, dict[Metric, Estimate]] = {}
+
+
+class RoundCost(_Frozen):
+    """One committed round."""
+
+    round: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    contributors: int
+    asked: int
+    resumed: bool = False
+
+
+class Aggregation(_Frozen):
+    """How the shared adapter came about."""
+
+    rule: str
+    rank: int
+    folds: int
+    relative_error: float
+    clipped: int
+
+
+class DatasetOrigin(_Frozen):
+    """Where pictures and texts come from; the gallery needs ``phantom`` or ``public``."""
+
+    origin: Literal["phantom", "public", "private"]
+    licence: str = ""
+    description: str = ""
+
+
+class Results(_Frozen):
+    """A run, measured.
+
+    Attributes:
+        status: ``finished`` (every asked contribution of every round was admitted),
+            ``finished-incomplete``, ``stopped`` or ``failed``.
+        exit_code: Of the command: 0, 1 or 3.
+        adapter_sha256: Of the shared adapter after the last committed round.
+        rounds: Committed rounds.
+        rounds_planned: Rounds of the job.
+        seconds: Wall seconds of the whole run, interruptions left out.
+        main_metric: The measure fixed in the job before the run.
+        margin: Least absolute difference that counts as better or worse.
+        peak_memory_bytes: Peak over all processes of the run.
+        mean: Mean over the sites that could be measured.
+        worst: Value of the worst site, with its own interval.
+        worst_site: ``worst_site[model][metric]`` = the site's name.
+        pictures: Data URIs (``data:image/webp;base64,...``), only for phantom or public data.
+        resumed_rounds: Rounds before which the run was resumed after an interruption.
+        facts: Further lines for the record (versions, digests), label to value.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    run: str
+    created: str
+    finished: str
+    status: Literal["finished", "finished-incomplete", "stopped", "failed"]
+    exit_code: int
+    reason: str | None = None
+    engine: Literal["local", "flower", "deployment"]
+    adapter_sha256: str
+    base_sha256: str
+    base_name: str
+    job_sha256: str
+    rounds: int
+    rounds_planned: int
+    seconds: float
+    seconds_by_part: dict[str, float] = {}
+    bytes_up: int
+    bytes_down: int
+    peak_memory_bytes: int
+    main_metric: Metric
+    margin: float = 0.0
+    personalization: str = "duet"
+    seed: int
+    aggregation: Aggregation
+    origin: DatasetOrigin
+    sites: dict[str, SiteResult]
+    mean: Summary
+    worst: Summary
+    worst_site: dict[Model, dict[Metric, str]] = {}
+    round_costs: list[RoundCost] = []
+    resumed_rounds: list[int] = []
+    gallery: list[GalleryQuery] = []
+    pictures: dict[str, str] = {}
+    facts: dict[str, str] = {}
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of ``results.json``."""
+    return Results.model_json_schema()

@@ -1,0 +1,1 @@
+"""Keys, derivations and signatures: the only package that imports cryptography."""

@@ -1,0 +1,1 @@
+"""Federations on one machine: phantoms, the in-process grid, baselines, report, command line."""
