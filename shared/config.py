@@ -126,6 +126,14 @@ class AggregateConfig(_Table):
     """Least admitted replies; half of the cohort (rounded up) if not given."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fedavg_never_folds(cls, values: object) -> object:
+        # Written out, so that a job means the same after a trip through a file or a message.
+        if isinstance(values, dict) and values.get("rule") == "fedavg":
+            return {"fold_every": 0, **values}
+        return values
+
 
 class PersonalizeConfig(_Table):
     """``[personalize]``: the adapter that never leaves a site."""
@@ -190,7 +198,7 @@ class JobConfig(_Table):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         rule, fold = self.aggregate.rule, self.aggregate.fold_every
-        if rule == "fedavg" and fold and "fold_every" in self.aggregate.model_fields_set:
+        if rule == "fedavg" and fold:
             raise ValueError(
                 "aggregate.fold_every needs altfold or ffa: fedavg trains both factors, so "
                 "their product is not the mean of the sites' products and must not be folded"

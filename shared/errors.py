@@ -20,7 +20,7 @@ quotes a report's text, a file name of an image or a patient id.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class ConsiliaError(Exception):
@@ -48,12 +48,14 @@ class DataProblem:
         column: Column of the table, or ``None`` for the whole row or folder.
         rule: Short name of the rule that was broken, such as ``dicom-burned-in-text``.
         message: What is wrong and what was expected, without quoting the record.
+        severity: An ``error`` keeps the data from being used; a ``warning`` does not.
     """
 
     where: int | None
     column: str | None
     rule: str
     message: str
+    severity: Literal["error", "warning"] = "error"
 
 
 class DataError(InputError):

@@ -6,7 +6,8 @@ Flower carries the body unseen (``shared.wire``), and so does the agent's socket
 """
 
 import json
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -14,7 +15,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from shared.adapter import Factor, Tower
+from shared.adapter import (
+    Adapter,
+    Array,
+    Factor,
+    SharedAdapter,
+    Tower,
+    adapter_sha256,
+    factor_of,
+)
 from shared.config import JobConfig
 from shared.errors import WireError
 from shared.results import Kind, SiteEvaluation
@@ -24,6 +33,10 @@ _MAGIC = b"CONS" + bytes([PROTOCOL])
 
 Tensors = dict[str, NDArray[np.generic]]
 RequestKind = Literal["describe", "train", "personalize", "evaluate"]
+Part = Literal["A", "B", "residual"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""The pieces in which a shared adapter travels; a part is sent only if it changed."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -66,7 +79,7 @@ class Request(_Header):
     scale: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     folds: Annotated[int, Field(ge=0)] = 0
-    parts: dict[Literal["A", "B", "residual"], Sha256] = {}
+    parts: dict[Part, Sha256] = {}
 
 
 class Description(_Header):
@@ -109,7 +122,7 @@ class Reply(_Header):
     status: Literal["ok", "refused", "needs"] = "ok"
     reason: str | None = None
     detail: str = ""
-    holds: dict[Literal["A", "B", "residual"], Sha256] = {}
+    holds: dict[Part, Sha256] = {}
     weights: dict[Tower, int] = {}
     scale: float = 1.0
     description: Description | None = None
@@ -148,6 +161,50 @@ def decode_reply(body: bytes) -> tuple[Reply, Tensors]:
         raise WireError(f"reply: {_brief(error)}") from None
 
 
+def parts_of(shared: SharedAdapter) -> dict[Part, Adapter]:
+    """Cut a shared adapter into the parts that travel; a part may be empty."""
+    factors: dict[Part, dict[str, Array]] = {"A": {}, "B": {}}
+    for name, array in shared.factors.items():
+        factors[factor_of(name)][name] = array
+    return {**factors, "residual": shared.residual}
+
+
+def part_digests(shared: SharedAdapter) -> dict[Part, str]:
+    """Return the digest of every part, as ``Request.parts`` states it."""
+    return {part: adapter_sha256(adapter) for part, adapter in parts_of(shared).items()}
+
+
+def pack_parts(shared: SharedAdapter, wanted: Iterable[Part] = PARTS) -> Tensors:
+    """Return the tensors of the wanted parts, named ``A/<name>``, ``residual/<name>``, ..."""
+    parts = parts_of(shared)
+    return {f"{part}/{name}": a for part in wanted for name, a in parts[part].items()}
+
+
+def unpack_parts(tensors: Mapping[str, NDArray[np.generic]]) -> dict[Part, dict[str, Array]]:
+    """Return the parts that came with a request.
+
+    Raises:
+        WireError: If a tensor belongs to no part, or is not float32.
+    """
+    parts: dict[Part, dict[str, Array]] = {}
+    known: dict[str, Part] = {part: part for part in PARTS}
+    for key, array in tensors.items():
+        part, _, name = key.partition("/")
+        if part not in known or not name:
+            raise WireError(f"request: tensor {key[:80]!r} is not named <part>/<factor>")
+        if array.dtype != np.float32:
+            raise WireError(f"request: tensor {key[:80]!r} is {array.dtype}, expected float32")
+        parts.setdefault(known[part], {})[name] = array.astype(np.float32, copy=False)
+    return parts
+
+
+def join_parts(parts: Mapping[Part, Adapter], folds: int) -> SharedAdapter:
+    """Put a shared adapter together again; the factors come in order A, B of every layer."""
+    names = sorted({**parts["A"], **parts["B"]})
+    factors = {**parts["A"], **parts["B"]}
+    return SharedAdapter({name: factors[name] for name in names}, parts["residual"], folds)
+
+
 def _split(body: bytes) -> tuple[bytes, Tensors]:
     start = len(_MAGIC) + 8
     if len(body) < start or body[: len(_MAGIC)] != _MAGIC:
@@ -159,7 +216,7 @@ def _split(body: bytes) -> tuple[bytes, Tensors]:
     try:
         json.loads(text)
         tensors = safetensors.numpy.load(body[start + length :])
-    except (ValueError, SafetensorError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise WireError(f"body: damaged ({type(error).__name__})") from None
     return text, tensors
 

@@ -1,0 +1,65 @@
+# make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
+# make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
+.PHONY: help setup demo test check setup-browser setup-ray lock test-slow test-kill test-ray study tiny clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Threads that the numerical libraries take; part of what makes results repeat bit for bit.
+export OMP_NUM_THREADS := 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock scripts/setup
+	@scripts/setup $(VENV)
+
+demo: setup
+	$(BIN)/consilia simulate
+
+test: setup setup-browser
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@scripts/check-flower-app $(BIN)
+
+# Chromium, for the tests that look at the report in a real browser.
+setup-browser: setup
+	@scripts/setup-browser
+
+# Flower's simulation engine (Ray), for --engine flower.
+setup-ray: setup
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-ray.lock
+
+# Tests of minutes: kills and resumes, Flower's engine, memory over 200 sites and 50 rounds.
+test-slow: setup setup-ray
+	$(BIN)/python -m pytest -m slow
+
+test-kill: setup
+	$(BIN)/python -m pytest -m slow tests/integration/test_kill.py
+
+test-ray: setup setup-ray
+	$(BIN)/python -m pytest -m slow tests/integration/test_flower_engine.py
+
+# The default job over five seeds, with and without the unimodal sites (about 40 minutes).
+study: setup
+	$(BIN)/python -m simulations.study --out runs/study
+
+# Train consilia-tiny again (about 25 minutes); the result is packaged in shared/model.
+tiny: setup
+	$(BIN)/python -m simulations.phantoms.pretrain --out shared/model/consilia_tiny
+
+# Resolve the lock files anew after a change in pyproject.toml.
+lock: setup
+	@scripts/lock $(BIN)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

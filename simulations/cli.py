@@ -1,0 +1,283 @@
+"""The command ``consilia``; every subcommand loads what it needs only when it runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.errors import ConsiliaError, DataError, InterruptedRunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="consilia",
+    help="Train one image-text model over many institutions without moving a record.\n\n"
+    "Start with:  consilia simulate      eight synthetic hospitals, a table and a report",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Check, describe and make site folders.")
+app.add_typer(data_app, name="data")
+
+JobFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[JOB.toml]", help="The job; without one, the built-in default."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
+]
+SiteColumn = Annotated[
+    str | None, typer.Option(help="Column that names the site, if one table holds all sites.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="OURS=THEIRS",
+        help="Map a column, such as --column text=text_masked; may be repeated.",
+    ),
+]
+
+
+def _mapping(columns: list[str] | None) -> dict[str, str]:
+    """Read ``--column OURS=THEIRS`` options."""
+    from shared.errors import ConfigError
+
+    mapping = {}
+    for item in columns or []:
+        ours, separator, theirs = item.partition("=")
+        if not separator or not ours or not theirs:
+            raise ConfigError(f"--column {item}: expected OURS=THEIRS, such as text=text_masked")
+        mapping[ours] = theirs
+    return mapping
+
+
+@app.command()
+def simulate(
+    job: JobFile = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder of site folders, or one table with --site-column."),
+    ] = None,
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="How many synthetic sites to make.")
+    ] = None,
+    site_column: SiteColumn = None,
+    column: Columns = None,
+    image_only: Annotated[
+        list[str] | None, typer.Option(help="Ignore this site's texts; may be repeated.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, instead of the job's.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local (default) or flower (Ray, several GPUs).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed, instead of the job's.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("runs"),
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key, such as --set aggregate.rule=ffa."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a federation on this machine, from data to a report.
+
+    Without arguments, eight synthetic hospitals train a shared image-text encoder and a
+    personal one each. Exit codes: 0 done, 1 failed, 2 bad input, 3 finished without every site.
+    """
+    from simulations.simulate import Wishes, simulate_command
+
+    overrides: dict[str, object] = {
+        "rounds": rounds,
+        "seed": seed,
+        "simulation.engine": engine,
+        "simulation.device": device,
+        "data.folder": str(data.resolve()) if data is not None else None,
+        "data.site_column": site_column,
+        "data.columns": _mapping(column) or None,
+        "data.image_only": image_only or None,
+        **_settings(setting),
+    }
+    wishes = Wishes(
+        job=job, overrides=overrides, sites=sites, out=out, resume=resume, as_json=as_json
+    )
+    raise typer.Exit(simulate_command(wishes))
+
+
+def _settings(items: list[str] | None) -> dict[str, object]:
+    """Read ``--set KEY=VALUE`` options; values are TOML, a bare word is a string."""
+    import tomllib
+
+    from shared.errors import ConfigError
+
+    settings: dict[str, object] = {}
+    for item in items or []:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {item}: expected KEY=VALUE, such as aggregate.rule=ffa")
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default-1.")],
+) -> None:
+    """Write report.html of a run again, from its results."""
+    from simulations.report import write_report
+
+    path = write_report(run)
+    _out().print(f"Wrote {path}", highlight=False)
+
+
+@app.command()
+def runs(
+    action: Annotated[str, typer.Argument(help="list, or show RUN.")] = "list",
+    run: Annotated[str | None, typer.Argument(help="Name of a run.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of this machine, or show one: who took part, what it cost, what came out."""
+    from simulations.runs import list_runs, show_run
+
+    if action == "list":
+        list_runs(out, _out(), as_json=as_json)
+    elif action == "show" and run is not None:
+        show_run(out, run, _out(), as_json=as_json)
+    else:
+        raise typer.BadParameter("expected 'list' or 'show RUN'")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    to: Annotated[Path, typer.Option(help="Folder to write.")],
+    site: Annotated[
+        str | None, typer.Option(help="With this site's personal adapter, as it is in use.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole Hugging Face folder, not only the adapter.")
+    ] = False,
+) -> None:
+    """Write a run's adapter as a PEFT folder, or merged into its base."""
+    from simulations.export import export_run
+
+    export_run(run, to, site=site, merged=merged, console=_out())
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="Site folder, folder of them, or one table.")],
+    site_column: SiteColumn = None,
+    column: Columns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find every problem of a site's data at once: row, column, rule, what was expected."""
+    from client.data.report import print_check
+
+    code = print_check(
+        folder,
+        site_column=site_column,
+        columns=_mapping(column),
+        console=_out(),
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@data_app.command("describe")
+def data_describe(
+    folder: Annotated[Path, typer.Argument(help="Site folder, folder of them, or one table.")],
+    site_column: SiteColumn = None,
+    column: Columns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a site's data hold: records by split, findings, text lengths, image sizes."""
+    from client.data.report import print_describe
+
+    code = print_describe(
+        folder,
+        site_column=site_column,
+        columns=_mapping(column),
+        console=_out(),
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@data_app.command("phantoms")
+def data_phantoms(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    scenario: Annotated[str, typer.Option(help="default or conflict.")] = "default",
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    sites: Annotated[int | None, typer.Option(min=1, help="How many sites.")] = None,
+) -> None:
+    """Write the synthetic hospitals as ordinary site folders."""
+    from simulations.phantoms.federation import write_federation
+
+    folders = write_federation(out, scenario, seed=seed, sites=sites)
+    _out().print(
+        f"Wrote {len(folders)} sites to {out}\nNext: consilia data describe {out}", highlight=False
+    )
+
+
+def _out() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """Run the command; errors become one line and an exit code, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(1)
+    except ConsiliaError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("consilia: stopped\n")
+        sys.exit(1)
+    except Exception as error:
+        from click import ClickException, UsageError
+
+        if not isinstance(error, ClickException):
+            raise
+        hint = " (see --help)" if isinstance(error, UsageError) else ""
+        sys.stderr.write(f"consilia: {error.format_message()}{hint}\n")
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_error(error: ConsiliaError) -> None:
+    """One line that says what, where and what was expected; data problems as a table."""
+    label = "stopped" if isinstance(error, InterruptedRunError) else "error"
+    sys.stderr.write(f"consilia: {label}: {error}\n")
+    if isinstance(error, DataError) and error.problems:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("Row", "Column", "Rule", "Problem")
+        for problem in error.problems[:50]:
+            row = "" if problem.where is None else str(problem.where)
+            table.add_row(row, problem.column or "", problem.rule, problem.message)
+        Console(stderr=True).print(table)
+        if len(error.problems) > 50:
+            sys.stderr.write(f"and {len(error.problems) - 50} more: consilia data check\n")
+
+
+if __name__ == "__main__":
+    main()
