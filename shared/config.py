@@ -38,6 +38,8 @@ class DataConfig(_Table):
     """Mapping from our names (file_name, text, labels, patient_id, split) to the table's."""
     phantoms: Literal["default", "conflict"] = "default"
     """Which synthetic federation to make when there is no folder."""
+    phantom_sites: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many synthetic sites; the federation's own eight if not given."""
     sites: list[str] = []
     """Only these sites take part; empty means all."""
     image_only: list[str] = []
@@ -97,6 +99,13 @@ class TrainConfig(_Table):
     """Weight of the anchor that keeps a lone tower in the frozen other one's space."""
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx: mu / 2 times the squared distance to the received factors."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_replace_steps(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was read
+        if isinstance(data, dict) and data.get("epochs") is not None:
+            return {"steps": None, **data}
+        return data
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:

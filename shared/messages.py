@@ -135,7 +135,7 @@ class Reply(_Header):
 def encode(header: Request | Reply, tensors: Tensors | None = None) -> bytes:
     """Return the body for a header and its tensors."""
     text = header.model_dump_json(exclude_defaults=False).encode()
-    arrays = {name: np.ascontiguousarray(array) for name, array in (tensors or {}).items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in (tensors or {}).items()}
     return _MAGIC + len(text).to_bytes(8, "little") + text + safetensors.numpy.save(arrays)
 
 

@@ -73,7 +73,14 @@ class Estimate(_Frozen):
 
 
 class SplitCounts(_Frozen):
-    """How many records of each sort one split holds."""
+    """How many records of each sort one split holds.
+
+    Attributes:
+        images: Records with an image.
+        texts: Records with a text.
+        pairs: Records with both.
+        patients: Distinct patients.
+    """
 
     images: int
     texts: int
@@ -82,7 +89,15 @@ class SplitCounts(_Frozen):
 
 
 class CalibrationBin(_Frozen):
-    """Predicted against observed share of positives, with a Wilson interval."""
+    """Predicted against observed share of positives, with a Wilson interval.
+
+    Attributes:
+        predicted: Mean predicted probability in the bin.
+        observed: Share of positives in the bin.
+        low: Lower end of the 95 % Wilson interval of ``observed``.
+        high: Upper end.
+        n: Pairs of record and finding in the bin.
+    """
 
     predicted: float
     observed: float
@@ -92,7 +107,13 @@ class CalibrationBin(_Frozen):
 
 
 class FindingScore(_Frozen):
-    """Zero-shot AUROC of one finding for every model that was scored."""
+    """Zero-shot AUROC of one finding for every model that was scored.
+
+    Attributes:
+        finding: Name of the label column.
+        positives: Positive records among the labelled test images.
+        auroc: By model.
+    """
 
     finding: str
     positives: int
@@ -100,14 +121,27 @@ class FindingScore(_Frozen):
 
 
 class Picture(_Frozen):
-    """One retrieved picture; ``image`` is a key of ``Results.pictures``."""
+    """One retrieved picture.
+
+    Attributes:
+        image: A key of ``Results.pictures``.
+        match: Whether its record has exactly the text that was asked for.
+    """
 
     image: str
     match: bool
 
 
 class GalleryQuery(_Frozen):
-    """One text query of the gallery: what two models put first, and where the first match is."""
+    """One text query of the gallery: what two models put first, and where the first match is.
+
+    Attributes:
+        site: Whose test split was searched.
+        quarter: Quarter of the first-match rank of the model in use; 4 is the worst.
+        text: What was asked for.
+        first_match: Rank of the first match by model; 1 is the best.
+        found: The first five pictures by model.
+    """
 
     site: str
     quarter: Literal[1, 2, 3, 4]
@@ -117,14 +151,26 @@ class GalleryQuery(_Frozen):
 
 
 class CoursePoint(_Frozen):
-    """Validation loss of the shared adapter at one site after one round; round 0 is the base."""
+    """Validation loss of the shared adapter at one site after one round.
+
+    Attributes:
+        round: The round after which it was measured; 0 is the base.
+        loss: In nats.
+    """
 
     round: int
     loss: float
 
 
 class ParticipationCell(_Frozen):
-    """What became of one request: state, a reason code if it did not count, seconds taken."""
+    """What became of one request.
+
+    Attributes:
+        state: ``in`` if the contribution was admitted.
+        reason: A reason code if it did not count.
+        done: What was done about it, as a sentence.
+        seconds: From the question to the answer.
+    """
 
     state: ParticipationState
     reason: str | None = None
@@ -189,14 +235,29 @@ class SiteResult(SiteEvaluation):
 
 
 class Summary(_Frozen):
-    """The same metrics over sites: their mean (``n`` = sites), or the worst site's value."""
+    """The same metrics over sites: their mean (``n`` = sites), or the worst site's value.
+
+    Attributes:
+        metrics: ``metrics[model][metric]``.
+        differences: ``differences[comparison][metric]``.
+    """
 
     metrics: dict[Model, dict[Metric, Estimate]]
     differences: dict[Comparison, dict[Metric, Estimate]] = {}
 
 
 class RoundCost(_Frozen):
-    """One committed round."""
+    """One committed round.
+
+    Attributes:
+        round: Its number, from 1.
+        seconds: From its opening to its commit.
+        bytes_up: Bytes sent by all sites.
+        bytes_down: Bytes received by all sites.
+        contributors: Sites whose change was admitted.
+        asked: Sites that were asked.
+        resumed: Whether the run was resumed just before this round.
+    """
 
     round: int
     seconds: float
@@ -208,7 +269,15 @@ class RoundCost(_Frozen):
 
 
 class Aggregation(_Frozen):
-    """How the shared adapter came about."""
+    """How the shared adapter came about.
+
+    Attributes:
+        rule: Name of the aggregation rule.
+        rank: Of the factors.
+        folds: How often the adapter was folded into the residual.
+        relative_error: Of the aggregated against the mean of the sites' products; 0 if exact.
+        clipped: Contributions that were scaled down to the norm limit.
+    """
 
     rule: str
     rank: int
@@ -218,7 +287,13 @@ class Aggregation(_Frozen):
 
 
 class DatasetOrigin(_Frozen):
-    """Where pictures and texts come from; the gallery needs ``phantom`` or ``public``."""
+    """Where pictures and texts come from; the gallery needs ``phantom`` or ``public``.
+
+    Attributes:
+        origin: The most protected kind among the sites.
+        licence: Of public data; without one no picture is shown.
+        description: One line for people.
+    """
 
     origin: Literal["phantom", "public", "private"]
     licence: str = ""
@@ -229,19 +304,39 @@ class Results(_Frozen):
     """A run, measured.
 
     Attributes:
+        schema_version: Of this schema.
+        name: Of the job.
+        run: The run's own name.
+        created: When it began, ISO 8601 with zone.
+        finished: When it ended, ISO 8601 with zone.
         status: ``finished`` (every asked contribution of every round was admitted),
             ``finished-incomplete``, ``stopped`` or ``failed``.
         exit_code: Of the command: 0, 1 or 3.
+        reason: Why the status is not ``finished``, as a sentence without a full stop.
+        engine: What carried the messages.
         adapter_sha256: Of the shared adapter after the last committed round.
+        base_sha256: Of the frozen base's weights.
+        base_name: As given in the job.
+        job_sha256: Of everything in the job that decides the numbers.
         rounds: Committed rounds.
         rounds_planned: Rounds of the job.
         seconds: Wall seconds of the whole run, interruptions left out.
+        seconds_by_part: The same by part of the run.
+        bytes_up: Bytes sent by all sites.
+        bytes_down: Bytes received by all sites.
         main_metric: The measure fixed in the job before the run.
         margin: Least absolute difference that counts as better or worse.
+        personalization: Method of the personal adapters.
+        seed: Of the job.
+        aggregation: How the shared adapter came about.
+        origin: Where the run's pictures and texts come from.
+        sites: By name.
         peak_memory_bytes: Peak over all processes of the run.
         mean: Mean over the sites that could be measured.
         worst: Value of the worst site, with its own interval.
         worst_site: ``worst_site[model][metric]`` = the site's name.
+        round_costs: One per committed round.
+        gallery: Queries of the report's gallery.
         pictures: Data URIs (``data:image/webp;base64,...``), only for phantom or public data.
         resumed_rounds: Rounds before which the run was resumed after an interruption.
         facts: Further lines for the record (versions, digests), label to value.

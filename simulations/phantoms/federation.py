@@ -160,13 +160,35 @@ _DEFAULT_SIZES = {
     "archive": 200,
     "trauma-centre": 120,
 }
-_DEFAULT_NOVEL_RATE = 0.06
+_DEFAULT_NOVEL_RATE = 0.1
 _DEFAULT_CONVENTION_RATE = 0.3
+
+# All institutions of the default differ from the public corpus in the same way (darker, flatter,
+# noisier films behind a grid), and from each other by a little: what one learns helps the others.
+_COMMON = Scanner(
+    gamma=(1.7, 2.3),
+    contrast=(0.5, 0.7),
+    noise=(0.04, 0.06),
+    blur=(1, 2),
+    haze=(0.05, 0.15),
+    grid=0.05,
+)
+_DEFAULT_SCANNERS = {
+    "university": replace(_COMMON, sharpen=1.0),
+    "klinikum": replace(_COMMON, collimation=0.9, marker=0.9),
+    "intensive-care": replace(_COMMON, portable=1.0),
+    "valley-clinic": replace(_COMMON, native=48, mirrored=True, marker=0.0),
+    "screening": replace(_COMMON, noise=(0.02, 0.04)),
+    "mobile-unit": replace(_COMMON, native=48, collimation=0.9),
+    "archive": _COMMON,
+    "trauma-centre": replace(_COMMON, portable=0.5, collimation=0.5),
+}
 
 DEFAULT: tuple[PhantomSite, ...] = tuple(
     replace(
         site,
         size=_DEFAULT_SIZES[site.name],
+        scanner=_DEFAULT_SCANNERS[site.name],
         convention_rate=_DEFAULT_CONVENTION_RATE,
         rates={**site.rates, **dict.fromkeys(NOVEL_FINDINGS, _DEFAULT_NOVEL_RATE)},
     )

@@ -107,11 +107,11 @@ def test_a_small_site_still_has_eight_validation_studies():
 
 
 def test_prompts_are_in_the_register_of_the_site_or_standard_without_texts(tmp_path):
-    for kind, expected in (("paired", "ppm"), ("image", "left chest pacemaker")):
+    for kind, expected in (("paired", "cm"), ("image", "mild cardiomegaly")):
         write_site(tmp_path / kind, site(kind, size=16, test_size=8), 1)
         content = json.loads((tmp_path / kind / "prompts.json").read_text(encoding="utf-8"))
         assert list(content) == sorted(FINDINGS)
-        assert expected in content["pacemaker"]["positive"]
+        assert expected in content["cardiomegaly"]["positive"]
 
 
 def test_the_description_says_what_the_data_are(tmp_path):

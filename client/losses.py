@@ -1,0 +1,340 @@
+"""What a site's records say about features: every record through the loss that fits it.
+
+There is one path for paired, image-only, text-only, unpaired and mixed sites. Records are
+picked by what they have, so nothing behind a mask is ever encoded:
+
+    image and text              InfoNCE against the batch
+    one side, labelled          cross-entropy against the site's prompts
+    lone images, lone texts     semantic matching between them, if both are labelled
+    one side, not labelled      relational distillation from the received model
+    one side                    anchor to the received model
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.batches import Batch, PreparedSplit, Rows, pixels_of, prepare, shifted
+from client.data.records import SiteData
+from shared.adapter import TOWERS, Tower
+from shared.model.encoder import DualEncoder
+from shared.objectives.anchor import anchor
+from shared.objectives.infonce import infonce, pair_targets
+from shared.objectives.matching import matching
+from shared.objectives.prompts import prevalence_logit, prompt_loss
+from shared.objectives.relational import relational
+
+_CHUNK = 256
+_BLOCK = 1024
+_MATCHING_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Features:
+    """L2-normalised features of a batch, rows in the order of ``with_image``, ``with_text``."""
+
+    image: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The site's prompts as the frozen received model embeds them.
+
+    Attributes:
+        columns: Which label columns have prompts.
+        directions: (findings, d) mean positive minus mean negative prompt.
+        prior: (findings,) logit of the prevalence among the labelled training records.
+    """
+
+    columns: Rows
+    directions: Tensor
+    prior: Tensor
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Features that the received model gives to some rows of the training split, by row.
+
+    Attributes:
+        image: (n, d), zeros where not needed.
+        text: (n, d), zeros where not needed.
+        lone: Weight of the anchor for records with one side.
+        paired: Weight of the anchor for records with both.
+    """
+
+    image: Tensor
+    text: Tensor
+    lone: float
+    paired: float
+
+
+@dataclass(frozen=True)
+class RecordLosses:
+    """Loss of every record in nats, by stratum; rows as in the batch."""
+
+    pairs: Tensor
+    images: Tensor
+    texts: Tensor
+
+
+def encode(
+    encoder: DualEncoder,
+    prepared: PreparedSplit,
+    batch: Batch,
+    shift: tuple[int, np.random.Generator] | None = None,
+    towers: Iterable[Tower] = TOWERS,
+) -> Features:
+    """Return the features of a batch; identical texts are encoded once."""
+    image = text = torch.zeros(0, 1, device=encoder.device)
+    wanted = set(towers)
+    rows = batch.with_image
+    if len(rows) and "image" in wanted:
+        pixels = pixels_of(prepared, rows)
+        image = encoder.encode_images(pixels if shift is None else shifted(pixels, *shift))
+    rows = batch.with_text
+    if len(rows) and "text" in wanted:
+        _, first, place = np.unique(
+            prepared.text_numbers[rows].numpy(), return_index=True, return_inverse=True
+        )
+        tokens = encoder.pad([prepared.token_ids[row] for row in rows[first]])
+        index = torch.from_numpy(place).to(encoder.device)
+        text = encoder.encode_texts(tokens).index_select(0, index)
+    return Features(image, text)
+
+
+@torch.no_grad()
+def encode_all(
+    encoder: DualEncoder, prepared: PreparedSplit, batch: Batch, towers: Iterable[Tower] = TOWERS
+) -> Features:
+    """Return the features of many rows, without gradients, some hundreds at a time."""
+    none: Rows = batch.pairs[:0]
+    wanted = set(towers)
+    images, texts = [], []
+    rows = batch.with_image if "image" in wanted else none
+    for start in range(0, len(rows), _CHUNK):
+        part = Batch(none, rows[start : start + _CHUNK], none)
+        images.append(encode(encoder, prepared, part).image)
+    rows = batch.with_text if "text" in wanted else none
+    for start in range(0, len(rows), _CHUNK):
+        part = Batch(none, none, rows[start : start + _CHUNK])
+        texts.append(encode(encoder, prepared, part).text)
+    empty = torch.zeros(0, 1, device=encoder.device)
+    return Features(torch.cat(images) if images else empty, torch.cat(texts) if texts else empty)
+
+
+@torch.no_grad()
+def embed_prompts(encoder: DualEncoder, data: SiteData) -> PromptSet | None:
+    """Embed the site's prompts under the view in use; ``None`` if no finding has any."""
+    columns = [
+        number
+        for number, finding in enumerate(data.findings)
+        if (p := data.prompts.get(finding)) is not None and p.positive and p.negative
+    ]
+    train = prepare(encoder, data, "train")
+    if not columns or not bool(train.labelled.any()):
+        return None
+    sides = [
+        texts
+        for column in columns
+        for texts in (
+            data.prompts[data.findings[column]].positive,
+            data.prompts[data.findings[column]].negative,
+        )
+    ]
+    everything = encoder.encode_texts(encoder.tokenize([text for side in sides for text in side]))
+    means = [part.mean(0) for part in everything.split([len(side) for side in sides])]
+    directions = torch.stack(means[0::2]) - torch.stack(means[1::2])
+    prior = prevalence_logit(train.labels[train.labelled][:, columns]).to(encoder.device)
+    return PromptSet(np.array(columns, dtype=np.intp), directions, prior)
+
+
+@torch.no_grad()
+def ask_teacher(
+    encoder: DualEncoder,
+    prepared: PreparedSplit,
+    batches: Iterable[Batch],
+    *,
+    lone: float,
+    paired: float,
+) -> Teacher | None:
+    """Keep what the view in use says about the rows that are going to need it."""
+    plan = list(batches)
+    image_rows, text_rows = _needed(plan, paired > 0)
+    if not len(image_rows) and not len(text_rows):
+        return None
+    none: Rows = image_rows[:0]
+    found = encode_all(encoder, prepared, Batch(none, image_rows, text_rows))
+    count = len(prepared.split)
+    image = torch.zeros(count, found.image.shape[1], device=encoder.device)
+    text = torch.zeros(count, found.text.shape[1], device=encoder.device)
+    image[torch.from_numpy(image_rows).to(encoder.device)] = found.image
+    text[torch.from_numpy(text_rows).to(encoder.device)] = found.text
+    return Teacher(image, text, lone, paired)
+
+
+def _needed(plan: Iterable[Batch], pairs_too: bool) -> tuple[Rows, Rows]:
+    images, texts = set(), set()
+    for batch in plan:
+        images.update((batch.with_image if pairs_too else batch.images).tolist())
+        texts.update((batch.with_text if pairs_too else batch.texts).tolist())
+    return np.array(sorted(images), dtype=np.intp), np.array(sorted(texts), dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a batch's loss needs beside the batch.
+
+    Attributes:
+        prompts: For lone labelled records.
+        teacher: For anchors and relations.
+        scale: Inverse temperature of the base.
+        kappa: Label similarity of the soft targets.
+    """
+
+    prompts: PromptSet | None
+    teacher: Teacher | None
+    scale: float
+    kappa: float = 0.0
+
+
+def record_losses(
+    features: Features, prepared: PreparedSplit, batch: Batch, context: LossContext
+) -> RecordLosses:
+    """Return InfoNCE of every pair and prompt loss of every lone labelled record (0 for others)."""
+    both = len(batch.pairs)
+    pairs = torch.zeros(0, device=features.image.device)
+    if both:
+        rows = torch.from_numpy(batch.pairs)
+        labels, labelled = prepared.labels[rows], prepared.labelled[rows]
+        targets = pair_targets(prepared.text_numbers[rows], labels, labelled, context.kappa)
+        image, text = features.image[:both], features.text[:both]
+        pairs = infonce(image, text, targets.to(image.device), context.scale)
+    return RecordLosses(
+        pairs,
+        _prompt_losses(features.image[both:], prepared, batch.images, context),
+        _prompt_losses(features.text[both:], prepared, batch.texts, context),
+    )
+
+
+def _prompt_losses(
+    features: Tensor, prepared: PreparedSplit, rows: Rows, context: LossContext
+) -> Tensor:
+    prompts = context.prompts
+    if prompts is None or not len(rows):
+        return torch.zeros(len(rows), device=features.device)
+    labels = prepared.labels[rows][:, prompts.columns].to(features.device)
+    known = prepared.labelled[rows].to(features.device)
+    losses = prompt_loss(features, prompts.directions, prompts.prior, labels, context.scale)
+    return losses * known
+
+
+def batch_loss(
+    features: Features, prepared: PreparedSplit, batch: Batch, context: LossContext
+) -> Tensor:
+    """Return the loss of a batch in nats: every record weighs the same in its tower."""
+    scale, teacher = context.scale, context.teacher
+    losses = record_losses(features, prepared, batch, context)
+    total = losses.pairs.sum() + losses.images.sum() + losses.texts.sum()
+    both = len(batch.pairs)
+    image, text = features.image[both:], features.text[both:]
+    total = total + _matched(image, text, prepared, batch, scale)
+    if teacher is not None:
+        if len(batch.images):
+            total = total + _kept(image, teacher.image, prepared, batch.images, context)
+        if len(batch.texts):
+            total = total + _kept(text, teacher.text, prepared, batch.texts, context)
+        if teacher.paired and both:
+            total = total + scale * teacher.paired * (
+                anchor(features.image[:both], teacher.image[batch.pairs]).sum()
+                + anchor(features.text[:both], teacher.text[batch.pairs]).sum()
+            )
+    return total / batch.size
+
+
+def _matched(
+    image: Tensor, text: Tensor, prepared: PreparedSplit, batch: Batch, scale: float
+) -> Tensor:
+    """Semantic matching between lone labelled images and lone labelled texts, summed."""
+    known_images = prepared.labelled[batch.images]
+    known_texts = prepared.labelled[batch.texts]
+    if not prepared.labels.shape[1] or not bool(known_images.any()) or not bool(known_texts.any()):
+        return image.new_zeros(())
+    device = image.device
+    to_text, to_image = matching(
+        image[known_images.to(device)],
+        text[known_texts.to(device)],
+        prepared.labels[batch.images][known_images].to(device),
+        prepared.labels[batch.texts][known_texts].to(device),
+        scale,
+    )
+    return 0.5 * _MATCHING_WEIGHT * (to_text.sum() + to_image.sum())
+
+
+def _kept(
+    features: Tensor, teacher: Tensor, prepared: PreparedSplit, rows: Rows, context: LossContext
+) -> Tensor:
+    """Anchor of every lone record, and relations of those that have no label to learn from."""
+    wanted = teacher[torch.from_numpy(rows).to(features.device)]
+    weight = context.teacher.lone if context.teacher is not None else 0.0
+    total = context.scale * weight * anchor(features, wanted).sum()
+    mute = ~prepared.labelled[rows]
+    if context.prompts is None:
+        mute = torch.ones_like(mute)
+    if bool(mute.any()):
+        silent = mute.to(features.device)
+        total = total + relational(features[silent], wanted[silent], context.scale).sum()
+    return total
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Losses of the records that can be scored, in nats, and their rows in the split."""
+
+    losses: NDArray[np.float64]
+    rows: Rows
+
+
+@torch.no_grad()
+def held_out_losses(
+    features: Features,
+    prepared: PreparedSplit,
+    prompts: PromptSet | None,
+    scale: float,
+    kappa: float = 0.0,
+) -> HeldOut:
+    """Score a whole split: InfoNCE of pairs (at most 1024 at once), prompts of lone labelled ones.
+
+    Args:
+        features: Of ``prepared.everything``.
+        prepared: The split.
+        prompts: As the frozen received model embeds them.
+        scale: Inverse temperature.
+        kappa: Label similarity of the soft targets.
+    """
+    everything = prepared.everything
+    context = LossContext(prompts, None, scale, kappa)
+    both, none = len(everything.pairs), everything.pairs[:0]
+    blocks = np.array_split(np.arange(both), max(1, -(-both // _BLOCK)))
+    losses, rows = [], []
+    for block in blocks:
+        part = Batch(everything.pairs[block], none, none)
+        if len(block) > 1:
+            some = Features(features.image[block], features.text[block])
+            losses.append(record_losses(some, prepared, part, context).pairs)
+            rows.append(part.pairs)
+    alone = Batch(none, everything.images, everything.texts)
+    rest = Features(features.image[both:], features.text[both:])
+    found = record_losses(rest, prepared, alone, context)
+    if prompts is not None:
+        for values, where in ((found.images, alone.images), (found.texts, alone.texts)):
+            known = prepared.labelled[where]
+            losses.append(values[known.to(values.device)])
+            rows.append(where[known.numpy()])
+    if not losses:
+        return HeldOut(np.zeros(0), none)
+    return HeldOut(torch.cat(losses).double().cpu().numpy(), np.concatenate(rows))

@@ -1,0 +1,138 @@
+"""What a site will do at all, whatever a coordinator asks; the site alone writes it.
+
+Every request is checked here before any record is opened. Where a job and the policy both
+set a limit, the stricter one holds.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import ConfigError, RefusedError
+from shared.messages import Request, RequestKind, Sha256
+from shared.results import METRICS, Metric
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class SitePolicy(BaseModel):
+    """Limits of one site.
+
+    Attributes:
+        base_sha256: Bases that the site accepts, by digest; any if empty.
+        requests: Kinds of request that the site answers.
+        max_rounds: Longest job, in rounds.
+        max_steps: Most optimiser steps in one round.
+        max_epochs: Most passes over the training records in one round.
+        max_rank: Largest rank of an adapter.
+        max_change: Largest L2 norm of a released change.
+        minimum_count: A number measured on fewer patients than this is not released.
+        metrics: Measures that may be released.
+        exact: Release counts and measures as they are; otherwise counts are rounded to two
+            significant digits and measures to three decimals.
+        require_differential_privacy: Refuse jobs without it.
+        require_secure_aggregation: Refuse jobs without it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_sha256: tuple[Sha256, ...] = ()
+    requests: tuple[RequestKind, ...] = ("describe", "train", "personalize", "evaluate")
+    max_rounds: Count = 1000
+    max_steps: Count = 10_000
+    max_epochs: Annotated[float, Field(gt=0)] = 20.0
+    max_rank: Count = 64
+    max_change: Annotated[float, Field(gt=0)] = 100.0
+    minimum_count: Count = 20
+    metrics: tuple[Metric, ...] = METRICS
+    exact: bool = False
+    require_differential_privacy: bool = False
+    require_secure_aggregation: bool = False
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a ``policy.toml``.
+
+        Raises:
+            ConfigError: One line: file, key, and what was expected.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such policy file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file in UTF-8: {error}") from None
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"{path}: {key}: {problem['msg']}") from None
+
+    def check(self, request: Request) -> None:
+        """Raise unless the policy allows a request.
+
+        Raises:
+            RefusedError: With the code of the first rule that says no.
+        """
+        job = request.job
+        steps, epochs = job.train.steps, job.train.epochs
+        rules: tuple[tuple[str, bool, str], ...] = (
+            ("policy-request", request.kind in self.requests, f"{request.kind} is not allowed"),
+            (
+                "job-digest",
+                job.digest() == request.job_sha256,
+                "the job is not the one that its digest names",
+            ),
+            (
+                "policy-base",
+                not self.base_sha256 or request.base_sha256 in self.base_sha256,
+                "this base is not on the site's list",
+            ),
+            (
+                "policy-rounds",
+                job.rounds <= self.max_rounds and request.round <= job.rounds,
+                f"more rounds than the job or the site's limit of {self.max_rounds}",
+            ),
+            (
+                "policy-steps",
+                (steps or 0) <= self.max_steps and (epochs or 0) <= self.max_epochs,
+                f"more than {self.max_steps} steps or {self.max_epochs:g} epochs in a round",
+            ),
+            (
+                "policy-steps",
+                job.personalize.steps <= self.max_steps,
+                f"more than {self.max_steps} steps of personalization",
+            ),
+            (
+                "policy-rank",
+                max(job.lora.rank, job.personalize.rank) <= self.max_rank,
+                f"an adapter of more than rank {self.max_rank}",
+            ),
+            (
+                "policy-differential-privacy",
+                not self.require_differential_privacy or job.privacy.differential_privacy,
+                "the site requires differential privacy",
+            ),
+            (
+                "policy-secure-aggregation",
+                not self.require_secure_aggregation,
+                "the site requires secure aggregation, which this version does not have",
+            ),
+        )
+        for reason, holds, message in rules:
+            if not holds:
+                raise RefusedError(reason, message)
+
+
+def simulation_policy() -> SitePolicy:
+    """Return the policy of a simulated site: nothing needs hiding from oneself."""
+    return SitePolicy(
+        max_rounds=100_000,
+        max_steps=10**9,
+        max_epochs=1e9,
+        max_rank=256,
+        max_change=1e9,
+        minimum_count=1,
+        exact=True,
+    )

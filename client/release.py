@@ -1,0 +1,207 @@
+"""The only door out of a site.
+
+Whatever leaves is one of five things: a change of the shared adapter (clipped, weighted, in
+fixed point), released counts, released measures, "done", or a refusal with a fixed sentence.
+Every body gets its line in the audit log before it is handed over; if the line cannot be
+written, the body does not leave.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from client.audit import AuditLog
+from client.disclosure import disclosed, disclosed_count, rounded
+from client.policy import SitePolicy
+from shared import fixedpoint
+from shared.adapter import Adapter, AdapterLayout, check_compatible
+from shared.errors import TrainingError, WireError
+from shared.messages import Description, Part, Reply, Request, Tensors, TrainSummary, encode
+from shared.privacy.clipping import clip
+from shared.results import SiteEvaluation
+
+REFUSALS: dict[str, str] = {
+    "wire": "the request does not follow the protocol",
+    "other-site": "the request is for another site",
+    "job-digest": "the job is not the one that its digest names",
+    "policy-request": "the site's policy does not allow this kind of request",
+    "policy-base": "the site's policy does not allow this base",
+    "policy-rounds": "the site's policy does not allow so many rounds",
+    "policy-steps": "the site's policy does not allow so much training",
+    "policy-rank": "the site's policy does not allow an adapter of this rank",
+    "policy-differential-privacy": "the site's policy requires differential privacy",
+    "policy-secure-aggregation": "the site's policy requires secure aggregation",
+    "base": "the base cannot be loaded at the site",
+    "base-mismatch": "the site's base has another digest",
+    "adapter-mismatch": "the shared adapter does not fit the site's base",
+    "data": "the site's data cannot be used; its operator sees why",
+    "no-training-data": "the site has no training records for this round",
+    "embedding-not-finite": "a feature of the encoder was not a finite number",
+    "too-few-records": "the site has too few training records for a step",
+    "loss-not-finite": "the loss of the training was not a finite number",
+    "change-not-finite": "the change of the adapter was not finite",
+    "out-of-range": "the change does not fit the round's fixed point",
+    "out-of-memory": "the site has too little memory for this round",
+    "storage": "the site could not write to its own disk",
+    "internal": "the site met an error of its own; its operator sees where",
+}
+"""The sentences that may leave a site, by reason code."""
+
+_OTHER = "the site cannot contribute to this request"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whose reply it is, to which request, and what the work took.
+
+    Attributes:
+        site: Name of the site.
+        request: The request; ``None`` if it could not be read.
+        holds: Parts of the shared adapter that the site now holds.
+        seconds: Wall seconds of the work.
+        peak_memory_bytes: Peak resident memory of the site's process.
+    """
+
+    site: str
+    request: Request | None
+    holds: Mapping[Part, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def reply(self) -> Reply:
+        """Return the reply without a body, bound to its request."""
+        request = self.request
+        return Reply(
+            kind=request.kind if request else "describe",
+            run=request.run if request else "",
+            round=request.round if request else 0,
+            attempt=request.attempt if request else 1,
+            site=self.site,
+            holds=dict(self.holds),
+            seconds=round(self.seconds, 3),
+            peak_memory_bytes=self.peak_memory_bytes,
+        )
+
+
+def release_update(
+    answer: Answer,
+    change: Adapter,
+    layout: AdapterLayout,
+    summary: TrainSummary,
+    policy: SitePolicy,
+    audit: AuditLog,
+) -> bytes:
+    """Release what a round of training changed: clip, weight, fixed point, audit line.
+
+    Args:
+        answer: Whose reply it is.
+        change: Trained minus received factors, for the towers that the site trained. Towers
+            to which the request gives no weight are left out.
+        layout: Of the site's own encoder.
+        summary: Released numbers; ``clipped`` is filled in here.
+        policy: The site's limits; the stricter of its norm and the job's holds.
+        audit: Gets the line for this body.
+
+    Raises:
+        TrainingError: If the change is not finite or does not fit the fixed point.
+    """
+    request = _known(answer)
+    weights = dict(request.weights)
+    if not policy.exact:
+        summary = rounded(summary)
+    change = {n: array for n, array in change.items() if layout.tower_of(n) in weights}
+    check_compatible(layout, change, change)
+    if not all(np.isfinite(array).all() for array in change.values()):
+        raise TrainingError("change-not-finite", REFUSALS["change-not-finite"])
+    norm = min(request.job.aggregate.clip_norm, policy.max_change)
+    clipped_change, clipped = clip(change, norm)
+    towers = {layout.tower_of(name) for name in clipped_change}
+    try:
+        tensors: Tensors = dict(
+            fixedpoint.encode(clipped_change, lambda n: weights[layout.tower_of(n)], request.scale)
+        )
+    except WireError as error:
+        raise TrainingError("out-of-range", REFUSALS["out-of-range"]) from error
+    reply = answer.reply().model_copy(
+        update={
+            "weights": {tower: weights[tower] for tower in weights if tower in towers},
+            "scale": request.scale,
+            "summary": summary.model_copy(update={"clipped": clipped}),
+        }
+    )
+    return _out(reply, tensors, "update", audit)
+
+
+def release_description(
+    answer: Answer, description: Description, policy: SitePolicy, audit: AuditLog
+) -> bytes:
+    """Release the site's kind and its counts per tower."""
+    examples = {t: disclosed_count(n, policy) for t, n in description.examples.items()}
+    released = description.model_copy(update={"examples": examples})
+    return _out(
+        answer.reply().model_copy(update={"description": released}), {}, "description", audit
+    )
+
+
+def release_evaluation(
+    answer: Answer,
+    evaluation: SiteEvaluation,
+    final_loss: float | None,
+    policy: SitePolicy,
+    audit: AuditLog,
+) -> bytes:
+    """Release the measures that the policy allows.
+
+    Args:
+        answer: Whose reply it is.
+        evaluation: What the site measured.
+        final_loss: Validation loss of the finished shared adapter, nats; ``None`` if it was
+            not measured.
+        policy: What may be told.
+        audit: Gets the line for this body.
+    """
+    update: dict[str, object] = {"evaluation": disclosed(evaluation, policy)}
+    if final_loss is not None:
+        update["summary"] = TrainSummary(loss=final_loss, validation_loss=final_loss)
+    return _out(answer.reply().model_copy(update=update), {}, "evaluation", audit)
+
+
+def release_done(answer: Answer, audit: AuditLog) -> bytes:
+    """Release that the work was done, and nothing of what came out of it."""
+    return _out(answer.reply(), {}, "done", audit)
+
+
+def release_needs(answer: Answer, audit: AuditLog) -> bytes:
+    """Say that parts of the shared adapter must be sent again."""
+    return _out(answer.reply().model_copy(update={"status": "needs"}), {}, "needs", audit)
+
+
+def release_refusal(answer: Answer, reason: str, audit: AuditLog) -> bytes:
+    """Refuse with a reason code and the fixed sentence that belongs to it.
+
+    A code that is not in ``REFUSALS`` gets a general sentence: the text of an error may
+    quote a record, and never leaves.
+    """
+    code = reason if reason in REFUSALS else "internal"
+    detail = REFUSALS.get(reason, _OTHER)
+    update = {"status": "refused", "reason": code, "detail": detail}
+    return _out(answer.reply().model_copy(update=update), {}, f"refusal {code}", audit)
+
+
+def release_again(request: Request, body: bytes, audit: AuditLog) -> bytes:
+    """Give an earlier answer once more; it gets a line in the audit log of its own."""
+    audit.append(run=request.run, round_number=request.round, what="again", body=body)
+    return body
+
+
+def _out(reply: Reply, tensors: Tensors, what: str, audit: AuditLog) -> bytes:
+    body = encode(reply, tensors)
+    audit.append(run=reply.run, round_number=reply.round, what=what, body=body)
+    return body
+
+
+def _known(answer: Answer) -> Request:
+    if answer.request is None:
+        raise TrainingError("wire", REFUSALS["wire"])
+    return answer.request

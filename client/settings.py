@@ -1,0 +1,89 @@
+"""What a site owns and a job may not decide: its name, data, folders and device."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.data.sources import SiteSource
+from shared.errors import ConfigError
+from shared.results import Model
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """One site.
+
+    Attributes:
+        name: The site's name in the federation.
+        source: Where its records are.
+        state: The site's own folder: personal adapter, held adapters, audit log.
+        references: Further shared adapters to score beside the federation's, as files; a
+            file that does not exist is left out.
+        device: What to compute on.
+    """
+
+    name: str
+    source: SiteSource
+    state: Path
+    references: Mapping[Model, Path] = field(default_factory=dict)
+    device: Device = "cpu"
+
+
+class _DataTable(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    table: Path
+    root: Path | None = None
+    site_column: str | None = None
+    columns: dict[str, str] = {}
+    modality: Literal["both", "image", "text"] = "both"
+    accept: tuple[str, ...] = ()
+
+
+class _SiteFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    state: Path
+    device: Device = "auto"
+    data: _DataTable
+    references: dict[Literal["local"], Path] = {}
+
+
+def load_settings(path: Path) -> SiteSettings:
+    """Read a ``site.toml``; relative paths start at the file's folder.
+
+    Raises:
+        ConfigError: One line: file, key, and what was expected.
+    """
+    try:
+        content = _SiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such site file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a UTF-8 text file: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{path}: {key}: {problem['msg']}") from None
+    home, data = path.parent, content.data
+    table = home / data.table
+    source = SiteSource(
+        name=content.name,
+        table=table,
+        root=home / data.root if data.root else table.parent,
+        site_column=data.site_column,
+        columns=data.columns,
+        modality=data.modality,
+        accept=data.accept,
+    )
+    references: dict[Model, Path] = {m: home / file for m, file in content.references.items()}
+    return SiteSettings(content.name, source, home / content.state, references, content.device)

@@ -1,0 +1,80 @@
+"""What every rule that turns the sites' changes into one adapter has in common."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from shared.adapter import (
+    AdapterLayout,
+    AdapterUpdate,
+    Array,
+    Factor,
+    LayerShape,
+    SharedAdapter,
+    factor_name,
+)
+from shared.seeding import derive_seed
+
+
+class Aggregator(Protocol):
+    """A rule. Rounds count from 1; all methods are pure functions of their arguments."""
+
+    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
+        """Return the adapter before the first round; its product is zero."""
+        ...
+
+    def open_round(
+        self, shared: SharedAdapter, layout: AdapterLayout, round_number: int, seed: int
+    ) -> SharedAdapter:
+        """Return the adapter in the form in which the sites shall train it.
+
+        The function it computes on the base is the same, to float32.
+        """
+        ...
+
+    def trains(self, round_number: int) -> tuple[Factor, ...]:
+        """Return the factors that the sites train in a round."""
+        ...
+
+    def aggregate(
+        self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]
+    ) -> SharedAdapter:
+        """Return the adapter after a round.
+
+        Args:
+            shared: What ``open_round`` returned and the sites trained.
+            layout: Which layers carry an adapter.
+            updates: Admitted updates, in any order; each is dropped once it is used.
+        """
+        ...
+
+
+def start(layout: AdapterLayout, seed: int) -> SharedAdapter:
+    """Return A with orthonormal rows by seed, and B = 0."""
+    factors: dict[str, Array] = {}
+    for layer in layout.layers:
+        factors |= fresh_factors(layout, layer, derive_seed(seed, "lora-A", 0, layer.module))
+    return SharedAdapter(factors)
+
+
+def fresh_factors(layout: AdapterLayout, layer: LayerShape, seed: int) -> dict[str, Array]:
+    """Return factors of one layer whose product is zero and whose A has norm one."""
+    return {
+        factor_name(layer.module, "A"): orthonormal_rows(layout.rank, layer.inputs, seed),
+        factor_name(layer.module, "B"): np.zeros((layer.outputs, layout.rank), np.float32),
+    }
+
+
+def orthonormal_rows(rank: int, inputs: int, seed: int) -> Array:
+    """Return a random matrix of shape (rank, inputs) with orthonormal rows.
+
+    Rows beyond ``inputs`` are zero: a product with ``inputs`` columns needs no more.
+    """
+    columns = min(rank, inputs)
+    gaussian = np.random.default_rng(seed).standard_normal((inputs, columns))
+    q, r = np.linalg.qr(gaussian)
+    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # makes the decomposition unique
+    rows = np.zeros((rank, inputs), np.float32)
+    rows[:columns] = q.T
+    return rows

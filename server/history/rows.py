@@ -1,0 +1,151 @@
+"""Between rows of the database and the plain records that the rest of the server knows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast, get_args
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.history.tables import MetricRow, ParticipationRow, RoundRow, RunRow
+from server.records import SURPLUS, Contribution, RoundRecord, RunStatus, RunSummary
+from shared.adapter import TOWERS, Tower
+from shared.results import Kind, ParticipationState
+
+Metrics = Mapping[tuple[int, int, str], Mapping[str, float]]
+"""Numbers by (round, attempt, site) and name."""
+
+_LOST: tuple[ParticipationState, ...] = ("late", "missing", "refused")
+_GRADIENT_NORM = "gradient_norm_"
+
+
+def bucket(count: int) -> int:
+    """Return the lower end of a count's bucket: 0, 1, 2, 5, 10, 20, 50, 100, ..."""
+    if count <= 0:
+        return 0
+    power: int = 10 ** (len(str(count)) - 1)
+    return next(step * power for step in (5, 2, 1) if step * power <= count)
+
+
+def participation_rows(
+    row: RoundRow, contributions: Sequence[Contribution]
+) -> Iterator[ParticipationRow]:
+    """Yield a row for every site of an attempt."""
+    for each in contributions:
+        yield ParticipationRow(
+            round_id=row.id,
+            run_id=row.run_id,
+            round=row.round,
+            attempt=row.attempt,
+            site=each.site,
+            kind=each.kind,
+            state=each.state,
+            reason=each.reason,
+            image_examples=bucket(each.examples.get("image", 0)),
+            text_examples=bucket(each.examples.get("text", 0)),
+            seconds=each.seconds,
+            work_seconds=each.work_seconds,
+            transfer_seconds=each.transfer_seconds,
+            bytes_up=each.bytes_up,
+            bytes_down=each.bytes_down,
+            clipped=each.clipped,
+            peak_memory_bytes=each.peak_memory_bytes,
+        )
+
+
+def metric_rows(row: RoundRow, contributions: Sequence[Contribution]) -> Iterator[MetricRow]:
+    """Yield a row for every number that a site released in an attempt."""
+    for each in contributions:
+        numbers = {"loss": each.loss, "validation_loss": each.validation_loss} | {
+            _GRADIENT_NORM + tower: norm for tower, norm in each.gradient_norms.items()
+        }
+        for name, value in numbers.items():
+            if value is not None:
+                yield MetricRow(
+                    run_id=row.run_id,
+                    round=row.round,
+                    attempt=row.attempt,
+                    site=each.site,
+                    name=name,
+                    value=value,
+                )
+
+
+def contribution_of(row: ParticipationRow, numbers: Mapping[str, float]) -> Contribution:
+    """Return what a participation's row and its metrics say."""
+    norms: dict[Tower, float] = {
+        tower: numbers[_GRADIENT_NORM + tower]
+        for tower in TOWERS
+        if _GRADIENT_NORM + tower in numbers
+    }
+    return Contribution(
+        site=row.site,
+        state=cast(ParticipationState, row.state),
+        reason=row.reason,
+        kind=cast(Kind, row.kind) if row.kind in get_args(Kind) else None,
+        examples={"image": row.image_examples, "text": row.text_examples},
+        seconds=row.seconds,
+        work_seconds=row.work_seconds,
+        transfer_seconds=row.transfer_seconds,
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        loss=numbers.get("loss"),
+        validation_loss=numbers.get("validation_loss"),
+        clipped=row.clipped,
+        gradient_norms=norms,
+        peak_memory_bytes=row.peak_memory_bytes,
+    )
+
+
+def record_of(row: RoundRow, metrics: Metrics) -> RoundRecord:
+    """Return what a committed round's row says."""
+    return RoundRecord(
+        round=row.round,
+        attempt=row.attempt,
+        factors=row.factors,
+        seconds=row.seconds,
+        asked=row.asked,
+        contributors=row.contributors,
+        relative_error=row.relative_error,
+        adapter_sha256=row.adapter_sha256 or "",
+        manifest_sha256=row.manifest_sha256 or "",
+        contributions=[
+            contribution_of(each, metrics.get((row.round, row.attempt, each.site), {}))
+            for each in row.participations
+        ],
+        resumed=row.resumed,
+    )
+
+
+def summary_of(session: Session, row: RunRow) -> RunSummary:
+    """Return one line of the list of runs."""
+    rounds = session.scalar(
+        select(func.count()).where(RoundRow.run_id == row.id, RoundRow.state == "committed")
+    )
+    return RunSummary(
+        name=row.name,
+        status=cast(RunStatus, row.status),
+        reason=row.reason,
+        started=row.started,
+        finished=row.finished,
+        rounds=rounds or 0,
+        rounds_planned=row.rounds_planned,
+        job_sha256=row.job_sha256,
+        base_sha256=row.base_sha256,
+        seed=row.seed,
+    )
+
+
+def lost_sites(session: Session, run_id: int) -> list[str]:
+    """Return the sites that a committed round asked in vain, sorted."""
+    sites = session.scalars(
+        select(ParticipationRow.site)
+        .join(RoundRow, RoundRow.id == ParticipationRow.round_id)
+        .where(
+            RoundRow.run_id == run_id,
+            RoundRow.state == "committed",
+            ParticipationRow.state.in_(_LOST),
+            func.coalesce(ParticipationRow.reason, "") != SURPLUS,
+        )
+        .distinct()
+    )
+    return sorted(sites)

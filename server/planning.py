@@ -1,0 +1,119 @@
+"""What is asked of whom in one round, and when the round counts."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from server.cohort import choose_cohort, least_replies
+from server.exchange import NOT_CONNECTED, Question
+from server.records import Contribution
+from server.roster import KnownSite, Roster
+from server.validation import Expected
+from server.weights import round_weights
+from shared.adapter import AdapterLayout, SharedAdapter, Tower
+from shared.config import JobConfig
+from shared.messages import PARTS, Request, encode, pack_parts, part_digests
+from shared.seeding import derive_seed
+
+NO_TRAINING_DATA = "no-training-data"
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Whom one round asks.
+
+    Attributes:
+        round: Its number.
+        asked: Sites that are sent a question, sorted.
+        weights: Of the asked sites, per tower.
+        scale: Fixed-point steps per unit.
+        quorum: Least admitted replies.
+        enough: After so many admitted replies the round closes; ``None`` waits for all.
+        absent: Sites that are not sent a question, and what is recorded of them.
+    """
+
+    round: int
+    asked: tuple[str, ...]
+    weights: Mapping[str, Mapping[Tower, int]]
+    scale: float
+    quorum: int
+    enough: int | None
+    absent: tuple[Contribution, ...]
+
+
+def plan_round(job: JobConfig, roster: Roster, round_number: int) -> RoundPlan:
+    """Choose the cohort, its weights and what the round needs."""
+    config = job.aggregate
+    size = None if config.cohort is None else config.cohort + config.over_select
+    asked = choose_cohort(roster.able(), size, job.seed, round_number)
+    weights = round_weights({name: roster.sites[name].examples for name in asked}, config)
+    surplus = config.cohort is not None and len(asked) > config.cohort
+    return RoundPlan(
+        round=round_number,
+        asked=tuple(asked),
+        weights=weights.of_site,
+        scale=weights.scale,
+        quorum=least_replies(config, roster.meant()),
+        enough=config.cohort if surplus else None,
+        absent=tuple(_absent(roster, asked, everyone=size is None)),
+    )
+
+
+def _absent(roster: Roster, asked: Collection[str], *, everyone: bool) -> Iterator[Contribution]:
+    """Yield what is recorded of the sites that are not asked; one that is gone is missing."""
+    gone = roster.gone()
+    for name in gone:
+        yield Contribution(name, "missing" if everyone else "idle", NOT_CONNECTED)
+    for name, code in sorted(roster.refused.items()):
+        yield Contribution(name, "refused", code)
+    for name, site in sorted(roster.sites.items()):
+        if name not in asked and name not in gone:
+            reason = None if site.trains else NO_TRAINING_DATA
+            yield Contribution(name, "idle", reason, site.kind, site.examples)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Makes the questions of one round or phase; they differ by site only.
+
+    Attributes:
+        request: What all have in common.
+        shared: The adapter that travels with it.
+        layout: Which layers carry it.
+    """
+
+    request: Request
+    shared: SharedAdapter
+    layout: AdapterLayout
+
+    def question(self, site: KnownSite, weights: Mapping[Tower, int] | None = None) -> Question:
+        """Return the question to one site; parts that it holds are left out of it."""
+        common = self.request
+        digests = part_digests(self.shared)
+        request = common.model_copy(
+            update={
+                "site": site.name,
+                "weights": dict(weights or {}),
+                "seed": derive_seed(common.job.seed, common.kind, common.round, site.name),
+                "folds": self.shared.folds,
+                "parts": digests,
+            }
+        )
+        expected = Expected(
+            kind=common.kind,
+            run=common.run,
+            round=common.round,
+            attempt=common.attempt,
+            site=site.name,
+            weights=dict(weights or {}),
+            scale=common.scale,
+            factors=common.factors,
+            layout=self.layout,
+            clip_norm=common.job.aggregate.clip_norm,
+        )
+        held = dict(site.holds)
+
+        def body(full: bool) -> bytes:
+            wanted = [part for part in PARTS if full or held.get(part) != digests[part]]
+            return encode(request, pack_parts(self.shared, wanted))
+
+        return Question(site.name, site.node, expected, body)

@@ -1,0 +1,180 @@
+"""Which sites there are: who answered ``describe``, where they are, what they hold."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from server.cohort import least_replies
+from server.events import EventLog
+from server.exchange import Answer, Exchange, Question
+from server.validation import Expected
+from shared.adapter import Tower
+from shared.config import JobConfig
+from shared.messages import Part, Request, encode
+from shared.results import Kind
+
+NOT_INVITED = "not-in-job"
+NAME_TAKEN = "name-taken"
+
+_LOOK_AGAIN_SECONDS = 0.2
+_NEWCOMER_SECONDS = 60.0
+_TRIES = 3
+
+
+@dataclass
+class KnownSite:
+    """A site that described itself.
+
+    Attributes:
+        name: Its name.
+        node: Flower's number of it.
+        kind: What its training records are.
+        examples: Released training records per tower.
+        holds: Digest of every part of the shared adapter that it confirmed to hold.
+    """
+
+    name: str
+    node: int
+    kind: Kind
+    examples: dict[Tower, int]
+    holds: dict[Part, str] = field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        """Return whether it has anything to train on."""
+        return any(self.examples.values())
+
+
+@dataclass
+class Roster:
+    """Finds sites and remembers them.
+
+    Attributes:
+        job: Names the sites that take part, if it names any.
+        exchange: Asks nodes.
+        events: Where newcomers and refusals are noted.
+        request: Makes the ``describe`` request.
+    """
+
+    job: JobConfig
+    exchange: Exchange
+    events: EventLog
+    request: Callable[[], Request]
+    sites: dict[str, KnownSite] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Sites (or nodes that gave no name) that cannot take part, with the reason."""
+    expected: set[str] = field(default_factory=set)
+    """Sites that took part before the run was resumed."""
+    _tries: dict[int, int] = field(default_factory=dict)
+    _nodes: set[int] = field(default_factory=set)
+
+    def gather(self) -> None:
+        """Describe the sites, and wait for those that are to come.
+
+        Waits until as many nodes are connected as the job names sites (or as its quorum or
+        cohort asks for) and all have answered, at most until the deadline.
+        """
+        aggregate, clock = self.job.aggregate, self.exchange.clock
+        wanted = len(self.job.data.sites) or aggregate.quorum or aggregate.cohort or 1
+        end = clock() + aggregate.deadline_seconds
+        while True:
+            connected = self.refresh(end - clock())
+            if connected >= wanted or clock() >= end:
+                return
+            self.exchange.sleep(min(_LOOK_AGAIN_SECONDS, max(0.0, end - clock())))
+
+    def refresh(self, seconds: float = _NEWCOMER_SECONDS) -> int:
+        """Look who is connected and ask newcomers to describe themselves.
+
+        Everything else here speaks of the moment of the last look.
+
+        Returns:
+            How many nodes are connected.
+        """
+        self._nodes = set(self.exchange.post.nodes())
+        known = {site.node for site in self.sites.values()}
+        new = [n for n in sorted(self._nodes - known) if self._tries.get(n, 0) < _TRIES]
+        for node in new:
+            self._tries[node] = self._tries.get(node, 0) + 1
+        for node in set(self._tries) - self._nodes:
+            self.refused.pop(_stand_in(node), None)  # left before it gave a name
+        if new:
+            self._greet(self.exchange.ask([self._question(node) for node in new], seconds))
+        return len(self._nodes)
+
+    def await_sites(self) -> None:
+        """Greet newcomers, and wait while too many known sites are away for a round to count.
+
+        Waits at most until the deadline; a site that refused is not waited for.
+        """
+        config, clock = self.job.aggregate, self.exchange.clock
+        end = clock() + config.deadline_seconds
+        while True:
+            self.refresh(min(_NEWCOMER_SECONDS, end - clock()))
+            short = len(self.able()) < least_replies(config, self.meant())
+            if not short or not self.gone() or clock() >= end:
+                return
+            self.exchange.sleep(min(_LOOK_AGAIN_SECONDS, max(0.0, end - clock())))
+
+    def connected(self) -> set[str]:
+        """Return the names of the known sites whose nodes are connected."""
+        return {site.name for site in self.sites.values() if site.node in self._nodes}
+
+    def able(self) -> list[str]:
+        """Return the sites that are connected and have something to train on, sorted."""
+        connected = self.connected()
+        return sorted(s.name for s in self.sites.values() if s.trains and s.name in connected)
+
+    def gone(self) -> list[str]:
+        """Return the sites that are to train and are not connected, sorted."""
+        training = {site.name for site in self.sites.values() if site.trains}
+        training |= self.expected - set(self.sites)
+        return sorted(training - self.connected() - set(self.refused))
+
+    def meant(self) -> int:
+        """Return how many sites are to train, whether they can be asked or not."""
+        return len(self.able()) + len(self.gone()) + len(self.refused)
+
+    def note(self, answer: Answer) -> None:
+        """Remember what a site holds after its answer; after silence nothing is certain."""
+        holds = answer.reply.holds if answer.reply else {}
+        self.sites[answer.site].holds = dict(holds)
+
+    def _question(self, node: int) -> Question:
+        request = self.request()
+        expected = Expected("describe", request.run, request.round, request.attempt, site=None)
+        return Question(_stand_in(node), node, expected, lambda _: encode(request))
+
+    def _greet(self, answers: Iterator[Answer]) -> None:
+        for answer in answers:
+            name = answer.reply.site if answer.reply else answer.site
+            reason = self._objection(answer, name)
+            description = answer.reply.description if answer.reply else None
+            if reason is None and answer.state == "in" and description is not None:
+                self.refused.pop(name, None)
+                self.refused.pop(answer.site, None)
+                examples = dict(description.examples)
+                self.sites[name] = KnownSite(name, answer.node, description.kind, examples)
+                self.events.emit("site-described", site=name, records=description.kind)
+                continue
+            if reason:
+                self._tries[answer.node] = _TRIES  # never asked again, and no loss
+            else:
+                reason = answer.reason or answer.state
+                self.sites.pop(name, None)
+                self.refused[name] = reason
+            self.events.emit("site-dropped", site=name, reason=reason, state=answer.state)
+
+    def _objection(self, answer: Answer, name: str) -> str | None:
+        """Return why a node may not speak for a site, if it gave a name at all."""
+        if answer.reply is None:
+            return None
+        if self.job.data.sites and name not in self.job.data.sites:
+            return NOT_INVITED
+        # A site that reconnected under another number replaces itself; a second node that
+        # is connected at the same time under the same name is an impostor or a mistake.
+        return NAME_TAKEN if name in self.connected() else None
+
+
+def _stand_in(node: int) -> str:
+    """Return what a node is called that has not given its name."""
+    return f"node {node}"

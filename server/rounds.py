@@ -1,0 +1,339 @@
+"""The round loop: describe, rounds, personalize, evaluate, over Flower's public ``Grid``.
+
+One round: ``Aggregator.open_round`` → questions to the cohort → each reply is judged
+(``server.validation``) and folded into the integer sum as it comes → checkpoint and history
+in one commit. Whatever happens in between, the last committed round is intact, and a run
+that goes on from it ends with the same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from server.aggregation import AGGREGATORS, Aggregator
+from server.aggregation.error import ProductError
+from server.checkpoint import RunStore
+from server.events import Event, EventLog
+from server.exchange import Answer, Exchange, Letter
+from server.history import RunHistory
+from server.opened import OpenRound
+from server.outcome import RunOutcome, SiteLog, build_outcome
+from server.phases import CLOSING_PHASES, ClosingPhases
+from server.planning import Asking, plan_round
+from server.records import RoundRecord, RunStatus
+from server.roster import Roster
+from server.run_files import DamagedCheckpointError
+from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
+from shared.config import JobConfig
+from shared.errors import ConsiliaError, InterruptedRunError, QuorumError, WireError
+from shared.messages import Request, RequestKind
+from shared.wire import body_of, to_message
+
+__all__ = ["FlowerPost", "RoundEngine", "RunOutcome", "SiteLog"]
+
+_FLOWER_ERRORS = {
+    1: "site-app-not-loaded",
+    2: "site-error",
+    3: "message-lost",
+    4: "message-lost",
+    5: "node-unavailable",
+    8: "site-crashed",
+}
+"""Reason codes for Flower's error codes (``flwr.common.constant.ErrorCode``)."""
+
+
+@dataclass(frozen=True)
+class FlowerPost:
+    """Carries bodies over a Flower grid.
+
+    Attributes:
+        grid: Reaches the nodes.
+        time_to_live: Seconds after which Flower may drop a message.
+    """
+
+    grid: Grid
+    time_to_live: float
+
+    def nodes(self) -> list[int]:
+        """Return the numbers of all nodes that are connected."""
+        return list(self.grid.get_node_ids())
+
+    def send(self, letters: Sequence[tuple[int, bytes, RequestKind]]) -> list[str | None]:
+        """Push bodies to nodes."""
+        messages = [to_message(body, node, kind, self.time_to_live) for node, body, kind in letters]
+        ids: list[str | None] = list(self.grid.push_messages(messages))
+        # A grid that could push none of them returns an empty list.
+        return ids if len(ids) == len(letters) else [None] * len(letters)
+
+    def collect(self, message_ids: Sequence[str]) -> list[Letter]:
+        """Pull what has come back; Flower's error replies are known by what they reply to."""
+        letters = []
+        for message in self.grid.pull_messages(message_ids):
+            message_id = message.metadata.reply_to_message_id
+            if message.has_error():
+                reason = _FLOWER_ERRORS.get(message.error.code, "flower-error")
+                letters.append(Letter(message_id, None, reason))
+                continue
+            try:
+                letters.append(Letter(message_id, body_of(message)))
+            except WireError:
+                letters.append(Letter(message_id, b""))  # no body either, so it is refused
+        return letters
+
+
+@dataclass
+class RoundEngine:
+    """Carries a job out over a grid, from the last committed round on.
+
+    Attributes:
+        grid: Reaches the sites.
+        job: What to carry out.
+        store: The run directory, locked.
+        history: The database that names the committed rounds.
+        layout: Which layers carry an adapter.
+        base_sha256: Digest of the frozen base.
+        on_event: Told of everything that happens.
+        aggregator: The rule; the job's if not given.
+        before_evaluation: Called once before the sites are asked to evaluate.
+        clock: Monotonic seconds.
+        sleep: Waits for so many seconds.
+    """
+
+    grid: Grid
+    job: JobConfig
+    store: RunStore
+    history: RunHistory
+    layout: AdapterLayout
+    base_sha256: str
+    on_event: Callable[[Event], None] | None = None
+    aggregator: Aggregator | None = None
+    before_evaluation: Callable[[], None] | None = None
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _records: list[RoundRecord] = field(default_factory=list, init=False)
+    _resumed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        config = self.job.aggregate
+        self._rule = self.aggregator or AGGREGATORS[config.rule](config)
+        self._events = EventLog(self.store.events_path, self.on_event)
+        post = FlowerPost(self.grid, time_to_live=max(600.0, 2 * config.deadline_seconds))
+        self._exchange = Exchange(post, self._events, self.clock, self.sleep)
+        self._roster = Roster(self.job, self._exchange, self._events, self._describe_request)
+
+    def run(self) -> RunOutcome:
+        """Carry the job out.
+
+        Raises:
+            QuorumError: If too few sites answered; earlier rounds are committed.
+            StorageError: If a round could not be stored; earlier rounds are intact.
+            InterruptedRunError: If it was stopped from the keyboard; it can be resumed.
+        """
+        shared = self._begin()
+        try:
+            self._roster.gather()
+            for number in range(len(self._records) + 1, self.job.rounds + 1):
+                shared = self._round(number, shared)
+            outcome = self._close(shared)
+        except KeyboardInterrupt:
+            message = f"stopped; {self._how_to_go_on()}"
+            self._end("stopped", message)
+            raise InterruptedRunError(message) from None
+        except ConsiliaError as error:
+            self._end("failed", str(error))
+            raise
+        except Exception as error:
+            self._end("failed", type(error).__name__)
+            raise
+        self._events.emit(
+            "run-finished",
+            status="finished" if outcome.complete else "finished-incomplete",
+            rounds=outcome.rounds,
+            adapter_sha256=outcome.shared.sha256(),
+        )
+        return outcome
+
+    def _begin(self) -> SharedAdapter:
+        """Find the last committed round that is whole; its adapter is where the run goes on."""
+        run = self.store.run
+        goes_on = self.history.start_run(
+            run,
+            token=self.store.token,
+            job_sha256=self.job.digest(),
+            base_sha256=self.base_sha256,
+            seed=self.job.seed,
+            rounds=self.job.rounds,
+        )
+        self._records = self.history.committed_rounds(run)
+        shared = self._rule.start(self.layout, self.job.seed)
+        while self._records:
+            last = self._records[-1]
+            try:
+                shared = self.store.load_round(last.round, last.manifest_sha256)
+                break
+            except DamagedCheckpointError as error:
+                # Doing the round again gives the same bits, so nothing but time is lost.
+                self.history.withdraw_round(run, last.round, str(error))
+                self._events.emit("checkpoint-damaged", round_number=last.round)
+                self._records.pop()
+        self._roster.expected |= {c.site for r in self._records for c in r.contributions}
+        self.store.remove_orphans({record.round for record in self._records})
+        self._resumed = goes_on
+        if goes_on:
+            self.history.audit(run, "resumed", len(self._records) + 1)
+            self._events.emit("run-resumed", rounds=self.job.rounds, committed=len(self._records))
+        else:
+            self._events.emit("run-started", rounds=self.job.rounds)
+        return shared
+
+    def _round(self, number: int, received: SharedAdapter) -> SharedAdapter:
+        """Carry out one round and commit it; return the adapter after it."""
+        opened = self._open(number, received)
+        shared, factors = opened.asking.shared, opened.asking.request.factors
+        updates = self._updates(opened)
+        watch = None
+        if len(factors) > 1 and ProductError.affordable(self.layout):
+            watch = ProductError(shared, self.layout)
+            updates = watch.watch(updates)
+        try:
+            applied = self._rule.aggregate(shared, self.layout, updates)
+        except QuorumError as error:
+            self.history.fail_round(
+                self.store.run, number, opened.attempt, str(error), opened.contributions
+            )
+            self._events.emit("round-failed", round_number=number, reason="quorum")
+            raise
+        # With one factor trained the sum is linear in the changes: exact by construction.
+        exact = 0.0 if len(factors) == 1 else None
+        self._commit(opened, applied, watch.relative(applied) if watch else exact)
+        return applied
+
+    def _open(self, number: int, received: SharedAdapter) -> OpenRound:
+        """Bring the adapter into the round's form, choose the cohort, and say so."""
+        started = self.clock()
+        self._roster.await_sites()
+        plan = plan_round(self.job, self._roster, number)
+        factors = self._rule.trains(number)
+        attempt = self.history.open_round(self.store.run, number)
+        self._events.emit(
+            "round-started",
+            round_number=number,
+            cohort=list(plan.asked),
+            attempt=attempt,
+            factors="".join(factors),
+        )
+        request = self._request("train", number, attempt).model_copy(
+            update={"factors": factors, "scale": plan.scale}
+        )
+        shared = self._rule.open_round(received, self.layout, number, self.job.seed)
+        asking = Asking(request, shared, self.layout)
+        return OpenRound(plan, attempt, asking, started, self._resumed)
+
+    def _updates(self, opened: OpenRound) -> Iterator[AdapterUpdate]:
+        """Ask the cohort and yield each admitted update as it comes.
+
+        Raises:
+            QuorumError: After the last answer, if too few were admitted.
+        """
+        questions = opened.questions(self._roster)
+        deadline = self.job.aggregate.deadline_seconds
+        for answer in self._exchange.ask(questions, deadline, opened.plan.enough):
+            self._roster.note(answer)
+            opened.add(answer, self._roster.sites[answer.site])
+            self._tell(opened.plan.round, answer)
+            if answer.update is not None:
+                yield answer.update
+        shortage = opened.shortage()
+        if shortage:
+            raise QuorumError(f"{shortage}; {self._how_to_go_on()}")
+
+    def _commit(
+        self, opened: OpenRound, applied: SharedAdapter, relative_error: float | None
+    ) -> None:
+        """Store the adapter, then let one transaction of the history make it count."""
+        number = opened.plan.round
+        manifest = self.store.commit_round(number, applied, opened.facts())
+        seconds = self.clock() - opened.started
+        record = opened.record(applied, seconds, relative_error, manifest)
+        self.history.record_round(self.store.run, record)
+        self._records.append(record)
+        self._resumed = False
+        self._events.emit(
+            "round-committed",
+            round_number=number,
+            seconds=record.seconds,
+            bytes_up=record.bytes_up,
+            bytes_down=record.bytes_down,
+            contributors=record.contributors,
+            asked=record.asked,
+        )
+
+    def _close(self, shared: SharedAdapter) -> RunOutcome:
+        """Let the sites personalize and evaluate; what they answered is not asked again."""
+        phases = ClosingPhases(self.store, self._roster, self._exchange, self._events)
+        for phase in CLOSING_PHASES:
+            if phase == "personalize" and self.job.personalize.method == "none":
+                continue
+            if phase == "evaluate" and self.before_evaluation:
+                self.before_evaluation()
+            request = self._request(phase, len(self._records), 1)
+            phases.carry_out(Asking(request, shared, self.layout))
+        outcome = build_outcome(
+            shared,
+            self._records,
+            phases.closing(),
+            {site.name: (site.kind, site.examples) for site in self._roster.sites.values()},
+        )
+        reason = "; ".join(f"{site}: {why}" for site, why in sorted(outcome.lost.items()))
+        status: RunStatus = "finished" if outcome.complete else "finished-incomplete"
+        self.history.finish_run(self.store.run, status, reason or None)
+        return outcome
+
+    def _end(self, status: RunStatus, reason: str) -> None:
+        """Record an early end; where even that fails the first error is what matters."""
+        with suppress(ConsiliaError):
+            self.history.finish_run(self.store.run, status, reason)
+        with suppress(ConsiliaError):
+            self._events.emit("run-finished", status=status, rounds=len(self._records))
+
+    def _tell(self, number: int, answer: Answer) -> None:
+        summary = answer.reply.summary if answer.reply else None
+        if answer.state == "in" and summary:
+            self._events.emit(
+                "site-replied",
+                round_number=number,
+                site=answer.site,
+                loss=summary.loss,
+                validation_loss=summary.validation_loss,
+                seconds=answer.seconds,
+            )
+        elif answer.state != "idle":
+            self._events.emit(
+                "site-dropped",
+                round_number=number,
+                site=answer.site,
+                reason=answer.reason,
+                state=answer.state,
+            )
+
+    def _request(self, kind: RequestKind, number: int, attempt: int) -> Request:
+        return Request(
+            kind=kind,
+            run=self.store.run,
+            round=number,
+            attempt=attempt,
+            base_sha256=self.base_sha256,
+            job_sha256=self.job.digest(),
+            job=self.job,
+        )
+
+    def _describe_request(self) -> Request:
+        return self._request("describe", 0, 1)
+
+    def _how_to_go_on(self) -> str:
+        committed, path = len(self._records), self.store.path
+        done = f"{committed} of {self.job.rounds} rounds are committed"
+        return f"{done}; go on with --resume {path}"

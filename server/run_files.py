@@ -1,0 +1,101 @@
+"""The files of a run directory, one by one; ``server.checkpoint`` makes a whole of them."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from server import durable
+from shared.config import JobConfig, load_job
+from shared.errors import ConfigError, RunDirectoryError, StorageError
+
+FORMAT = 1
+"""Of the run directory; another format is refused."""
+
+
+class DamagedCheckpointError(StorageError):
+    """A committed round's directory is missing or differs from what was committed."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a run's ``manifest.json``.
+
+    Raises:
+        RunDirectoryError: If there is none, or it is of another format.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{path}: is not a run (it has no manifest.json)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(f"{path}: manifest.json cannot be read as a run's") from error
+    if found != FORMAT:
+        raise RunDirectoryError(
+            f"{path}: is a run of format {found!r}, expected {FORMAT}; use the version of "
+            "consilia that wrote it, or start a new run"
+        )
+    return dict(manifest)
+
+
+def read_job(path: Path, manifest: Mapping[str, Any]) -> JobConfig:
+    """Return a run's own job.
+
+    Raises:
+        RunDirectoryError: If it is not the job that the run began with.
+    """
+    try:
+        job = load_job(path / "job.toml")
+    except ConfigError as error:
+        raise RunDirectoryError(f"{path}: its job file cannot be read: {error}") from error
+    if job.digest() != manifest["job_sha256"]:
+        raise RunDirectoryError(
+            f"{path / 'job.toml'}: was changed after the run began; put it back, or start a new run"
+        )
+    return job
+
+
+def check_same_job(path: Path, job: JobConfig, manifest: Mapping[str, Any]) -> None:
+    """Raise unless a job is the one that the run carries out."""
+    if job.digest() != manifest["job_sha256"]:
+        raise RunDirectoryError(
+            f"{path}: is a run of another job (its job.toml differs in more than where data lie "
+            "and how it is simulated); resume it without a job file, or start a new run with "
+            "another --out"
+        )
+
+
+def lock_run(path: Path) -> IO[str]:
+    """Lock a run for this process; the system releases it however the process ends.
+
+    Raises:
+        RunDirectoryError: If another process holds the lock.
+        StorageError: If the file system cannot lock.
+    """
+    with durable.storage_errors(f"{path}: the lock file cannot be made"):
+        lock = (path / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise RunDirectoryError(
+            f"{path}: another process works on this run; wait until it ends, or stop it"
+        ) from None
+    except OSError as error:
+        lock.close()
+        raise StorageError(
+            f"{path}: cannot be locked ({error.strerror}); use a local disk"
+        ) from error
+    return lock
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """Return JSON for people and machines, the same bytes for the same content."""
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def sha256(content: bytes) -> str:
+    """Return the digest in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

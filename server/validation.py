@@ -1,0 +1,245 @@
+"""The gate: a reply that is not exactly what was asked for never reaches an aggregator.
+
+The checks come in the order of their cost: size, envelope, binding to the question, names,
+types and shapes, range, weights, metrics. The first failure gives a reason code; the site is
+left out of the round and the round goes on. That a question is answered once at most is
+seen to by ``server.exchange`` and, behind it, by a unique constraint of the run history.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.adapter import AdapterLayout, AdapterUpdate, Factor, Tower
+from shared.errors import WireError
+from shared.fixedpoint import largest_entry
+from shared.messages import Reply, RequestKind, Tensors, decode_reply
+from shared.results import SiteEvaluation
+
+TOO_LARGE: Final = "too-large"
+PROTOCOL_BROKEN: Final = "protocol"
+WRONG_KIND: Final = "wrong-kind"
+WRONG_RUN: Final = "wrong-run"
+WRONG_ROUND: Final = "wrong-round"
+WRONG_ATTEMPT: Final = "wrong-attempt"
+WRONG_SITE: Final = "wrong-site"
+DUPLICATE: Final = "duplicate"
+NEEDS_AGAIN: Final = "needs-again"
+NO_CONTENT: Final = "no-content"
+TENSOR_NAMES: Final = "tensor-names"
+TENSOR_DTYPE: Final = "tensor-dtype"
+TENSOR_SHAPE: Final = "tensor-shape"
+OUT_OF_RANGE: Final = "out-of-range"
+TOO_LONG: Final = "norm-too-large"
+WRONG_WEIGHTS: Final = "wrong-weights"
+WRONG_SCALE: Final = "wrong-scale"
+METRICS: Final = "metrics"
+SITE_NAME: Final = "site-name"
+UNNAMED: Final = "unnamed"
+
+_SLACK = 1.25
+_HEADER_BYTES = 256 * 1024
+"""Room for a reply's header; an evaluation with many findings is the longest."""
+_CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply must answer to.
+
+    Attributes:
+        kind: Of the request.
+        run: Name of the run.
+        round: Number of the round.
+        attempt: Which attempt at the round.
+        site: Who was asked; ``None`` where names are not known yet (``describe``).
+        weights: The weights that the site was given (``train``).
+        scale: The fixed-point scale that the site was given.
+        factors: The factors that the site was to train.
+        layout: Which layers carry an adapter.
+        clip_norm: The largest norm of a change.
+    """
+
+    kind: RequestKind
+    run: str
+    round: int
+    attempt: int
+    site: str | None
+    weights: Mapping[Tower, int] = field(default_factory=dict)
+    scale: float = 1.0
+    factors: tuple[Factor, ...] = ()
+    layout: AdapterLayout | None = None
+    clip_norm: float = 1.0
+
+    def names(self) -> list[str]:
+        """Return the names of the factors that the reply must hold."""
+        if self.layout is None or self.kind != "train":
+            return []
+        names = self.layout.names(self.factors)
+        return [name for name in names if self.layout.tower_of(name) in self.weights]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A reply that passed; ``update`` only for ``train``."""
+
+    reply: Reply
+    update: AdapterUpdate | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A reply that did not pass.
+
+    Attributes:
+        reason: One of the codes of this module, or the site's own code if it refused.
+        reply: The reply, as far as it could be read and belongs to the question.
+        needs: Whether the site only asks for the missing parts of the shared adapter.
+    """
+
+    reason: str
+    reply: Reply | None = None
+    needs: bool = False
+
+
+def judge(body: bytes, expected: Expected) -> Admitted | Rejected:
+    """Check a reply from its first byte to its last number.
+
+    Args:
+        body: As it came.
+        expected: What was asked.
+    """
+    if len(body) > largest_body(expected):
+        return Rejected(TOO_LARGE)
+    try:
+        reply, tensors = decode_reply(body)
+    except WireError:
+        return Rejected(PROTOCOL_BROKEN)
+    reason = _binding(reply, expected)
+    if reason:
+        return Rejected(reason)
+    if reply.status == "needs":
+        return Rejected("needs", reply, needs=True)
+    if reply.status == "refused":
+        return Rejected(reason_code(reply.reason), reply)
+    return admit(reply, tensors, expected)
+
+
+def admit(reply: Reply, tensors: Tensors, expected: Expected) -> Admitted | Rejected:
+    """Check the content of a reply that belongs to its question and says ``ok``."""
+    reason = _content(reply, tensors, expected)
+    if reason:
+        return Rejected(reason, reply)
+    if expected.kind != "train":
+        return Admitted(reply)
+    update = AdapterUpdate(
+        site=reply.site,
+        weights=dict(expected.weights),
+        delta=_unsigned(tensors),
+        scale=expected.scale,
+        metrics={"loss": reply.summary.loss} if reply.summary else {},
+    )
+    return Admitted(reply, update)
+
+
+def largest_body(expected: Expected) -> int:
+    """Return the largest size in bytes that a reply may have."""
+    layout = expected.layout
+    names = expected.names()
+    content = sum(4 * math.prod(layout.shape_of(name)) for name in names) if layout else 0
+    return int(_SLACK * (content + 200 * len(names))) + _HEADER_BYTES
+
+
+def reason_code(reason: str | None) -> str:
+    """Return a site's own reason code if it is one; free text never reaches a record."""
+    return reason if reason is not None and _CODE.fullmatch(reason) else UNNAMED
+
+
+def _binding(reply: Reply, expected: Expected) -> str | None:
+    pairs = (
+        (WRONG_KIND, reply.kind, expected.kind),
+        (WRONG_RUN, reply.run, expected.run),
+        (WRONG_ROUND, reply.round, expected.round),
+        (WRONG_ATTEMPT, reply.attempt, expected.attempt),
+        (WRONG_SITE, reply.site, reply.site if expected.site is None else expected.site),
+    )
+    return next((reason for reason, got, wanted in pairs if got != wanted), None)
+
+
+def _content(reply: Reply, tensors: Tensors, expected: Expected) -> str | None:
+    if expected.kind == "train":
+        return _tensors(tensors, expected) or _assigned(reply, expected) or _summary(reply)
+    if tensors:
+        return TENSOR_NAMES
+    if expected.kind == "describe":
+        if not reply.site.isprintable() or reply.site != reply.site.strip():
+            return SITE_NAME  # a name is written to logs and tables
+        return None if reply.description else NO_CONTENT
+    if expected.kind == "evaluate":
+        return _evaluation(reply.evaluation)
+    return None
+
+
+def _tensors(tensors: Tensors, expected: Expected) -> str | None:
+    layout = expected.layout
+    names = expected.names()
+    if layout is None or set(tensors) != set(names):
+        return TENSOR_NAMES
+    squares = rounding = 0.0
+    for name in names:
+        values = tensors[name]
+        if values.dtype != np.uint32:
+            return TENSOR_DTYPE
+        if values.shape != layout.shape_of(name):
+            return TENSOR_SHAPE
+        weight = expected.weights[layout.tower_of(name)]
+        steps = np.abs(_unsigned({name: values})[name].view(np.int32).astype(np.float64))
+        if steps.size and steps.max() > largest_entry(weight, expected.clip_norm, expected.scale):
+            return OUT_OF_RANGE
+        unit = 1 / (weight * expected.scale)
+        squares += float(np.square(steps * unit).sum())
+        rounding += steps.size * (unit / 2) ** 2
+    limit = expected.clip_norm * (1 + 1e-6) + math.sqrt(rounding)
+    return TOO_LONG if math.sqrt(squares) > limit else None
+
+
+def _assigned(reply: Reply, expected: Expected) -> str | None:
+    if dict(reply.weights) != dict(expected.weights):
+        return WRONG_WEIGHTS
+    return None if reply.scale == expected.scale else WRONG_SCALE
+
+
+def _summary(reply: Reply) -> str | None:
+    if reply.summary is None:
+        return NO_CONTENT
+    numbers = [reply.summary.loss, *reply.summary.gradient_norms.values()]
+    if reply.summary.validation_loss is not None:
+        numbers.append(reply.summary.validation_loss)
+    bad = not all(math.isfinite(number) for number in numbers)
+    negative = min(reply.summary.gradient_norms.values(), default=0.0) < 0
+    return METRICS if bad or negative or reply.summary.steps < 0 else None
+
+
+def _evaluation(evaluation: SiteEvaluation | None) -> str | None:
+    if evaluation is None:
+        return NO_CONTENT
+    return None if all(math.isfinite(x) for x in _numbers(evaluation.model_dump())) else METRICS
+
+
+def _numbers(content: object) -> Iterator[float]:
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list):
+        for item in content:
+            yield from _numbers(item)
+    elif isinstance(content, float):
+        yield content
+
+
+def _unsigned(tensors: Tensors) -> dict[str, NDArray[np.uint32]]:
+    return {name: values.view(np.uint32) for name, values in tensors.items()}

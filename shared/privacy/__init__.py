@@ -1,0 +1,1 @@
+"""The arithmetic of what may leave a site: clipping now, noise and accounting later."""

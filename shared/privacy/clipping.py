@@ -1,0 +1,48 @@
+"""Clipping a change to an L2 norm (McMahan et al., 2018, https://arxiv.org/abs/1710.06963)."""
+
+import math
+
+import numpy as np
+
+from shared.adapter import Adapter, Array
+from shared.errors import TrainingError
+
+# A float32 is off by at most 2**-24 of itself, so after this the norm is below the limit for
+# certain, and the server's check of the same limit never refuses an honest site.
+_ROUNDING_MARGIN = 1 - 2.0**-23
+
+
+def clip(change: Adapter, max_norm: float) -> tuple[dict[str, Array], bool]:
+    """Scale a change down to an L2 norm over all its factors together.
+
+    A change within the norm is returned with every bit as it was.
+
+    Args:
+        change: Trained minus received factors, by name.
+        max_norm: The largest norm that may leave the site.
+
+    Returns:
+        The change, and whether it was scaled down.
+
+    Raises:
+        TrainingError: ``change-not-finite`` if the change holds an infinity or not-a-number.
+    """
+    norm = l2_norm(change)
+    if not math.isfinite(norm):
+        raise TrainingError(
+            "change-not-finite", "training left values that are not finite; nothing is sent"
+        )
+    if norm <= max_norm:
+        return dict(change), False
+    factor = max_norm / norm * _ROUNDING_MARGIN
+    scaled = {
+        name: (values.astype(np.float64) * factor).astype(np.float32)
+        for name, values in change.items()
+    }
+    return scaled, True
+
+
+def l2_norm(change: Adapter) -> float:
+    """Return the L2 norm over all factors, summed in float64."""
+    squares = (float(np.square(v, dtype=np.float64).sum()) for v in change.values())
+    return math.sqrt(math.fsum(squares))

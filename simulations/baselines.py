@@ -1,0 +1,199 @@
+"""What the federation is compared with: every site alone, and one model on all data.
+
+``python -m simulations.baselines RUN`` trains both for a run directory and writes adapters to
+files, whole or not at all; what is there already is not trained again.
+
+The centralised adapter sees as many site batches as the federation does (rounds x steps x
+sites). A batch is always one site's, so that negatives come from the same institution as they
+do in the federation; a step adds up the gradients of up to four sites.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from client.batches import Batch, draw_batches, steps_of
+from client.data.load import load_site
+from client.data.records import SiteData
+from client.losses import embed_prompts
+from client.settings import SiteSettings
+from client.training import (
+    check_learnable,
+    fit,
+    fresh_adapter,
+    schedule_of,
+    site_loss,
+    start_as_teacher,
+    train_local,
+)
+from shared.adapter import SharedAdapter
+from shared.config import JobConfig, load_job
+from shared.errors import ConfigError, ConsiliaError, TrainingError
+from shared.files import write_atomic
+from shared.layout_file import adapter_bytes
+from shared.model.encoder import DualEncoder
+from shared.model.view import AdapterView
+from shared.seeding import derive_seed
+from simulations.machine import encoder_for, settle
+from simulations.sites import CENTRALISED_FILE, LOCAL_FILE, site_settings
+
+PROGRESS_FILE = Path("baselines") / "progress.json"
+SITES_PER_STEP = 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """One site's batches for ever, with the loss that fits them."""
+
+    batches: Iterator[Batch]
+    losses_of: Callable[[Batch], Iterator[Tensor]]
+    steps: int
+    size: int
+
+
+_Together = list[tuple[_Stream, Batch]]
+
+
+def train_centralised(
+    encoder: DualEncoder, sites: Sequence[SiteData], job: JobConfig, seed: int
+) -> SharedAdapter:
+    """Train one adapter on all sites' records, each with the losses that fit it.
+
+    Sites are drawn in proportion to the root of their size, without repetition within a step.
+
+    Args:
+        encoder: The base.
+        sites: Those that cannot be learned from are left out.
+        job: Rounds, steps, learning rate as in the federation.
+        seed: Of starts, batches and shifts.
+
+    Raises:
+        TrainingError: If no site can be learned from, or the loss is not finite.
+    """
+    encoder.use(AdapterView(fresh_adapter(encoder.layout, seed)))
+    found = [_stream(encoder, data, job, derive_seed(seed, data.name)) for data in sites]
+    streams = [stream for stream in found if stream is not None]
+    if not streams:
+        raise TrainingError("too-few-records", "no site has records to learn from")
+    together = min(SITES_PER_STEP, len(streams))
+    steps = max(1, round(job.rounds * sum(stream.steps for stream in streams) / together))
+    parameters = encoder.parameters_of("shared")
+    plan = _plan(streams, together, steps, seed)
+    fit(parameters, plan, _losses_of, job.train, schedule_of(job.train, steps), encoder.layout)
+    return SharedAdapter(encoder.read_adapter("shared"))
+
+
+def _stream(encoder: DualEncoder, data: SiteData, job: JobConfig, seed: int) -> _Stream | None:
+    try:
+        train = check_learnable(encoder, data)
+    except TrainingError:
+        return None
+    rng = np.random.default_rng(seed)
+    prompts = embed_prompts(encoder, data)
+    teacher = start_as_teacher(encoder, train, job.train)
+    return _Stream(
+        batches=draw_batches(train, job.train.batch_size, rng),
+        losses_of=site_loss(encoder, train, prompts, teacher, job.train, rng),
+        steps=steps_of(train, job.train),
+        size=train.everything.size,
+    )
+
+
+def _plan(streams: Sequence[_Stream], together: int, steps: int, seed: int) -> Iterator[_Together]:
+    rng = np.random.default_rng(seed)
+    chance = np.sqrt([stream.size for stream in streams])
+    chance /= chance.sum()
+    for _ in range(steps):
+        chosen = rng.choice(len(streams), together, replace=False, p=chance)
+        yield [(streams[number], next(streams[number].batches)) for number in chosen]
+
+
+def _losses_of(batches: _Together) -> Iterator[Tensor]:
+    for stream, batch in batches:
+        for loss in stream.losses_of(batch):
+            yield loss / len(batches)
+
+
+def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -> None:
+    """Train the job's baselines and write them beside the run.
+
+    A site that cannot be trained alone has no file and is named in ``progress.json`` with a
+    reason; the others go on.
+
+    Args:
+        run: The run directory.
+        job: The job.
+        settings: All sites; ``references`` says where each looks for the files.
+
+    Raises:
+        DataError: If a site's records cannot be read.
+        StorageError: If a file cannot be written.
+    """
+    device = settle(job)
+    progress = _Progress(run / PROGRESS_FILE)
+    wanted = job.evaluate.baselines
+    paths = {site.name: site.state / LOCAL_FILE for site in settings} if "local" in wanted else {}
+    missing = {name: path for name, path in paths.items() if not path.exists()}
+    central = run / CENTRALISED_FILE
+    pooled = "centralised" in wanted and not central.exists()
+    if not missing and not pooled:
+        return
+    encoder = encoder_for(job, device)
+    sites = {site.name: load_site(site.source, encoder.to_pixels) for site in settings}
+    # The longest task first, and sites in order of name: a reader of progress.json sees both.
+    if pooled:
+        seed = derive_seed(job.seed, "centralised")
+        train = partial(train_centralised, encoder, list(sites.values()), job, seed)
+        progress.attempt("centralised", central, train)
+    for name, path in missing.items():
+        seed = derive_seed(job.seed, "local", name)
+        train = partial(train_local, encoder, sites[name], job, seed)
+        progress.attempt(f"local/{name}", path, train)
+
+
+@dataclass
+class _Progress:
+    """What is trained and what could not be, as a small JSON file."""
+
+    path: Path
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def attempt(self, name: str, path: Path, train: Callable[[], SharedAdapter]) -> None:
+        """Train and write one adapter; remember the reason if there is nothing to train on."""
+        try:
+            write_atomic(path, adapter_bytes(train()))
+            self.done.append(name)
+        except TrainingError as error:
+            _log.warning("baseline %s left out: %s", name, error)
+            self.failed[name] = error.reason
+        tree = {"done": self.done, "failed": self.failed}
+        write_atomic(self.path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the baselines of a run directory; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        if len(arguments) != 1:
+            raise ConfigError("expected one argument: the run directory")
+        run = Path(arguments[0])
+        job = load_job(run / "job.toml")
+        run_baselines(run, job, site_settings(run, job))
+    except ConsiliaError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

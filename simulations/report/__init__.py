@@ -1,0 +1,121 @@
+"""The run report: one HTML file from ``results.json`` and ``manifest.json``, nothing else."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import ValidationError
+
+from shared.errors import RunDirectoryError, StorageError
+from shared.page.assets import FOLDER
+from shared.results import SCHEMA_VERSION, Results
+from simulations.report.context import Room, context
+from simulations.report.disclosure import released
+
+MOST_BYTES = 2_000_000
+# Tried in this order until the page fits: pictures go first, then Table 5.
+ROOMS = (Room(), Room(20), Room(10), Room(0), Room(0, course_table=False))
+
+
+@cache
+def _environment() -> Environment:
+    folders = [Path(__file__).parent / "templates", FOLDER]
+    return Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(results: Results, manifest: Mapping[str, object], *, digest: str = "") -> str:
+    """Return the page; the same input gives the same bytes.
+
+    Args:
+        results: The measured run.
+        manifest: Versions, hashes and seeds, for the record section.
+        digest: sha256 of ``results.json``, for the footer.
+    """
+    shown = released(results)
+    template = _environment().get_template("report.html.j2")
+    page = ""
+    for room in ROOMS:
+        page = template.render(context(shown, manifest, room, digest))
+        if len(page.encode()) <= MOST_BYTES:
+            break
+    return page
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run's folder, whole or not at all, and return its path.
+
+    Raises:
+        RunDirectoryError: If the folder holds no readable results.
+        StorageError: If the page cannot be written.
+    """
+    results, digest = _load_results(run_dir / "results.json")
+    manifest_path = run_dir / "manifest.json"
+    manifest = _load_json(manifest_path) if manifest_path.exists() else {}
+    page, path = render(results, manifest, digest=digest), run_dir / "report.html"
+    try:
+        _write(path, page)
+    except OSError as error:
+        raise StorageError(f"{path}: the report could not be written: {error.strerror}") from error
+    return path
+
+
+def _load_results(path: Path) -> tuple[Results, str]:
+    data = _load_json(path)
+    # Default deny: data of unknown origin are private.
+    data.setdefault("origin", {"origin": "private"})
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise RunDirectoryError(
+            f"{path}: schema version {data.get('schema_version')}, expected {SCHEMA_VERSION}; "
+            "write the report with the version of Consilia that made the run"
+        )
+    try:
+        results = Results.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunDirectoryError(f"{path}: {where}: {first['msg']}") from error
+    return results, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_json(path: Path) -> dict[str, object]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{path}: {error.strerror}; a report needs a run that reached its results"
+        ) from error
+    except ValueError as error:
+        raise RunDirectoryError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise RunDirectoryError(f"{path}: expected one JSON object")
+    return data
+
+
+def _write(path: Path, page: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

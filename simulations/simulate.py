@@ -1,0 +1,263 @@
+"""``consilia simulate``: from a job to results and a report, on this machine.
+
+job → sites → encoder → run directory → (baselines in a second process) → the federation over
+Flower's Grid → results → report. Every step is a function of the one before it; what is on disk
+is enough to go on after an interruption at any moment.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+
+from client.agent import SiteAgent
+from client.data.load import load_site
+from client.data.records import SiteData
+from client.policy import simulation_policy
+from client.settings import SiteSettings
+from server.app import LAYOUT, run_job
+from server.checkpoint import RunStore
+from server.history import RunHistory
+from server.rounds import RunOutcome
+from shared.config import JobConfig, load_job
+from shared.errors import (
+    BaseModelError,
+    ConfigError,
+    DataError,
+    InterruptedRunError,
+    RunDirectoryError,
+)
+from shared.layout_file import layout_bytes
+from shared.model.encoder import DualEncoder
+from shared.page.numbers import duration, size
+from shared.results import Results
+from simulations.baselines_process import BaselinesProcess
+from simulations.grid import LocalGrid, run_flower
+from simulations.machine import encoder_for, settle, versions
+from simulations.progress import RunProgress
+from simulations.report import write_report
+from simulations.results_table import results_table
+from simulations.scoring import score_run
+from simulations.sites import site_settings
+
+HISTORY = "history.sqlite"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asked for.
+
+    Attributes:
+        job: The job file; ``None`` for the built-in default.
+        overrides: Values that replace the job's, by dotted key.
+        sites: How many synthetic sites.
+        out: Folder that holds runs.
+        resume: A run to go on with: its name in ``out``, or its folder.
+        as_json: Print the results as one JSON object.
+    """
+
+    job: Path | None
+    overrides: Mapping[str, object]
+    sites: int | None
+    out: Path
+    resume: str | None
+    as_json: bool
+
+
+def default_job() -> Path:
+    """Return the built-in job file."""
+    return Path(str(files("simulations") / "jobs" / "default.toml"))
+
+
+def simulate_command(wishes: Wishes) -> int:
+    """Carry out ``consilia simulate``; return the exit code."""
+    console = Console(stderr=wishes.as_json)
+    if not console.is_terminal:
+        console = Console(stderr=wishes.as_json, width=100)  # a log file has no width of its own
+    run, job = _resumed(wishes) if wishes.resume else _new(wishes)
+    try:
+        results = simulate(run, job, console)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"{run}: what is committed is intact; go on with: consilia simulate --resume {run}"
+        ) from None
+    report = write_report(run)
+    if wishes.as_json:
+        sys.stdout.write(results.model_dump_json(indent=1) + "\n")
+    else:
+        _print_summary(console, results, run, report)
+    return results.exit_code
+
+
+def _new(wishes: Wishes) -> tuple[Path, JobConfig]:
+    """Read the job and choose a folder that holds no run yet."""
+    overrides = dict(wishes.overrides) | {"data.phantom_sites": wishes.sites}
+    job = load_job(wishes.job or default_job(), overrides)
+    if wishes.sites and job.data.folder:
+        raise ConfigError("--sites makes synthetic sites; it cannot be used with data of your own")
+    stem = f"{job.name}-{job.seed}"
+    for number in range(1, 10_000):
+        run = wishes.out / (stem if number == 1 else f"{stem}-{number}")
+        if not run.exists():
+            return run, job
+    raise RunDirectoryError(f"{wishes.out}: holds too many runs of {stem}; choose another --out")
+
+
+def _resumed(wishes: Wishes) -> tuple[Path, JobConfig]:
+    """Find the run to go on with."""
+    given = Path(str(wishes.resume))
+    run = given if given.exists() or given.is_absolute() else wishes.out / given
+    changed = sorted(k for k, v in wishes.overrides.items() if v is not None) + (
+        ["--sites"] if wishes.sites else []
+    )
+    if wishes.job or changed:
+        what = changed[0] if changed else "a job file"
+        raise ConfigError(f"--resume goes on with the run's own job; leave out {what}")
+    with RunStore.open(run, lock=False) as store:
+        return run, store.job
+
+
+def simulate(run: Path, job: JobConfig, console: Console) -> Results:
+    """Run a job on this machine, or go on with it where it stopped.
+
+    Args:
+        run: The run directory; new, or one that ``simulate`` made.
+        job: The job.
+        console: Where progress is shown.
+
+    Raises:
+        InputError: If job, data, base or run directory cannot be used; nothing is written.
+        InterruptedRunError: After Ctrl-C; what is committed is intact.
+        QuorumError: If too few sites answered.
+    """
+    start = time.monotonic()
+    encoder = encoder_for(job, settle(job))
+    if job.data.folder is not None:
+        # Bad data end here, before anything is written.
+        _load_all(site_settings(run, job), encoder)
+    settings = site_settings(run, job)
+    with (
+        _store(run, job, encoder, settings) as store,
+        RunHistory(history_url(run)) as history,
+        BaselinesProcess(run, job) as baselines,
+    ):
+        store.write_atomic(LAYOUT, layout_bytes(encoder.layout, encoder.base_sha256))
+        console.print(_headline(run, job, settings, encoder), highlight=False)
+        federation = _Federation(run, job, settings, encoder, store, history)
+        with RunProgress(console, job.rounds) as progress:
+            outcome = federation.carry_out(baselines, progress)
+        data = _load_all(settings, encoder)
+        return score_run(federation.store, settings, data, encoder, outcome, start)
+
+
+def _headline(
+    run: Path, job: JobConfig, settings: Sequence[SiteSettings], encoder: DualEncoder
+) -> str:
+    records = "phantoms" if job.data.folder is None else job.data.folder
+    return (
+        f"{job.name}: {len(settings)} sites ({records}), {job.rounds} rounds of "
+        f"{job.aggregate.rule}, base {encoder.base_name}, on {encoder.device}\nRun {run}"
+    )
+
+
+def history_url(run: Path) -> str:
+    """Return the database that holds the history of the runs beside this one."""
+    return os.environ.get("CONSILIA_HISTORY") or f"sqlite:///{run.resolve().parent / HISTORY}"
+
+
+def _store(
+    run: Path, job: JobConfig, encoder: DualEncoder, settings: Sequence[SiteSettings]
+) -> RunStore:
+    """Open the run directory, or make it; the base must be the one that the run began with."""
+    if (run / "manifest.json").exists():
+        store = RunStore.open(run, job)
+        if store.base_sha256 != encoder.base_sha256:
+            store.close()
+            raise BaseModelError(
+                f"{encoder.folder}: the base has sha256 {encoder.base_sha256}, the run began with "
+                f"{store.base_sha256}; put that base back, or start a new run"
+            )
+        return store
+    facts = {
+        "engine": job.simulation.engine,
+        "threads": job.simulation.threads,
+        "device": str(encoder.device),
+        "base": encoder.base_name,
+        "versions": versions(),
+        "sites": [site.name for site in settings],
+    }
+    return RunStore.create(run, job, base_sha256=encoder.base_sha256, facts=facts)
+
+
+def _load_all(settings: Sequence[SiteSettings], encoder: DualEncoder) -> dict[str, SiteData]:
+    """Load every site; problems of all sites are reported together."""
+    data: dict[str, SiteData] = {}
+    broken: list[DataError] = []
+    for site in settings:
+        try:
+            data[site.name] = load_site(site.source, encoder.to_pixels)
+        except DataError as error:
+            broken.append(error)
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        problems = [problem for error in broken for problem in error.problems]
+        raise DataError(f"{len(broken)} sites have problems; the first: {broken[0]}", problems)
+    return data
+
+
+@dataclass(frozen=True)
+class _Federation:
+    """Everything that the rounds need."""
+
+    run: Path
+    job: JobConfig
+    settings: Sequence[SiteSettings]
+    encoder: DualEncoder
+    store: RunStore
+    history: RunHistory
+
+    def carry_out(self, baselines: BaselinesProcess, progress: RunProgress) -> RunOutcome:
+        """Run all rounds and the closing phases over the job's engine."""
+
+        coordinate = partial(
+            run_job,
+            job=self.job,
+            store=self.store,
+            history=self.history,
+            layout=self.encoder.layout,
+            base_sha256=self.encoder.base_sha256,
+            on_event=progress,
+            before_evaluation=lambda: baselines.wait(progress.say),
+        )
+        if self.job.simulation.engine == "flower":
+            gpus = int(self.encoder.device.type == "cuda")
+            return run_flower(self.settings, self.job, coordinate, gpus)
+        agents = {
+            site.name: SiteAgent(site, simulation_policy(), lambda _: self.encoder)
+            for site in self.settings
+        }
+        with LocalGrid(agents) as grid:
+            return coordinate(grid)
+
+
+def _print_summary(console: Console, results: Results, run: Path, report: Path) -> None:
+    """The table, what it cost, and what to do next."""
+    console.print(results_table(results))
+    cost = (
+        f"{results.rounds} rounds, {duration(results.seconds)}, "
+        f"{size(results.bytes_up)} up, {size(results.bytes_down)} down, "
+        f"peak memory {size(results.peak_memory_bytes)}, adapter {results.adapter_sha256[:12]}"
+    )
+    console.print(cost, highlight=False)
+    if results.reason:
+        console.print(f"Not every contribution was in: {results.reason}", highlight=False)
+    console.print(f"\nResults  {run / 'results.json'}", highlight=False)
+    console.print(f"Report   {report}", highlight=False)
+    console.print(f"Next     open the report; consilia export {run} --to DIR", highlight=False)

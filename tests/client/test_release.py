@@ -1,0 +1,317 @@
+"""The only door out: what it lets through, in which form, and the line it leaves behind."""
+
+import ast
+import hashlib
+import json
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.audit import AuditLog, verify
+from client.disclosure import disclosed, disclosed_count
+from client.policy import SitePolicy, simulation_policy
+from client.release import (
+    REFUSALS,
+    Answer,
+    release_again,
+    release_description,
+    release_done,
+    release_evaluation,
+    release_needs,
+    release_refusal,
+    release_update,
+)
+from shared.adapter import AdapterLayout, LayerShape, factor_name
+from shared.config import parse_job
+from shared.errors import AdapterMismatchError, InputError, StorageError, TrainingError
+from shared.messages import Description, Request, TrainSummary, decode_reply
+from shared.results import CalibrationBin, Estimate, FindingScore, SiteEvaluation
+
+LAYOUT = AdapterLayout((LayerShape("v", "image", 4, 3), LayerShape("t", "text", 2, 5)), 2, 2.0)
+IMAGE_B, TEXT_B = factor_name("v", "B"), factor_name("t", "B")
+OPEN = simulation_policy()
+STRICT = SitePolicy(minimum_count=20)
+SUMMARY = TrainSummary(loss=1.23456, validation_loss=2.34567, gradient_norms={"image": 0.98765})
+
+
+@pytest.fixture
+def audit(tmp_path):
+    return AuditLog(tmp_path / "audit.jsonl")
+
+
+def answer(clip_norm=100.0, weights=None, scale=2.0**10, **more):
+    job = parse_job({"name": "job", "aggregate": {"clip_norm": clip_norm}})
+    request = Request(
+        kind="train",
+        run="run",
+        round=3,
+        attempt=2,
+        site="north",
+        base_sha256="b" * 64,
+        job_sha256=job.digest(),
+        job=job,
+        factors=("B",),
+        weights=weights if weights is not None else {"image": 3, "text": 2},
+        scale=scale,
+    )
+    return Answer("north", request, **more)
+
+
+def change(image=0.5, text=-0.25):
+    return {
+        IMAGE_B: np.full((4, 2), image, np.float32),
+        TEXT_B: np.full((2, 2), text, np.float32),
+    }
+
+
+def release(change, audit, policy=OPEN, summary=SUMMARY, **kwargs):
+    return decode_reply(
+        release_update(answer(**kwargs), change, LAYOUT, summary, policy, audit)
+    )
+
+
+def test_a_change_leaves_weighted_in_fixed_point(audit):
+    reply, tensors = release(change(), audit)
+    # 0.5 * 3 * 1024 and -0.25 * 2 * 1024, the second in two's complement
+    assert (tensors[IMAGE_B] == 1536).all()
+    assert (tensors[TEXT_B] == 2**32 - 512).all()
+    assert reply.status == "ok"
+    assert reply.weights == {"image": 3, "text": 2}
+    assert reply.scale == 1024
+    assert (reply.run, reply.round, reply.attempt, reply.site) == ("run", 3, 2, "north")
+    assert reply.summary == SUMMARY
+
+
+def test_a_change_is_clipped_as_a_whole_before_it_leaves(audit):
+    reply, tensors = release(change(image=30.0, text=0.0), audit, clip_norm=1.0)
+    values = tensors[IMAGE_B].view(np.int32) / (1024 * 3)
+    assert np.linalg.norm(values) == pytest.approx(1.0, abs=1e-3)
+    assert reply.summary.clipped
+
+
+def test_the_stricter_norm_of_job_and_policy_holds(audit):
+    policy = OPEN.model_copy(update={"max_change": 0.5})
+    _, tensors = release(change(image=30.0, text=0.0), audit, policy, clip_norm=1.0)
+    assert np.linalg.norm(tensors[IMAGE_B].view(np.int32) / 3072) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_tower_without_weight_stays_at_home(audit):
+    reply, tensors = release(change(), audit, weights={"text": 1})
+    assert list(tensors) == [TEXT_B]
+    assert reply.weights == {"text": 1}
+
+
+def test_a_tower_that_was_not_trained_has_no_weight(audit):
+    reply, tensors = release({TEXT_B: change()[TEXT_B]}, audit)
+    assert list(tensors) == [TEXT_B]
+    assert reply.weights == {"text": 2}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_change_that_is_not_finite_never_leaves(audit, value):
+    with pytest.raises(TrainingError) as caught:
+        release(change(image=value), audit)
+    assert caught.value.reason == "change-not-finite"
+
+
+def test_a_change_that_does_not_fit_the_fixed_point_never_wraps(audit):
+    with pytest.raises(TrainingError) as caught:
+        release(change(), audit, scale=2.0**40)
+    assert caught.value.reason == "out-of-range"
+
+
+def test_a_change_of_another_shape_never_leaves(audit):
+    with pytest.raises(AdapterMismatchError):
+        release({IMAGE_B: np.ones((4, 3), np.float32)}, audit)
+
+
+def test_numbers_of_training_are_rounded_unless_the_policy_is_exact(audit):
+    reply, _ = release(change(), audit, STRICT)
+    assert reply.summary.loss == 1.235
+    assert reply.summary.validation_loss == 2.346
+    assert reply.summary.gradient_norms == {"image": 0.988}
+
+
+@pytest.mark.parametrize(
+    ("count", "released"), [(0, 0), (19, 0), (20, 20), (99, 99), (104, 100), (1264, 1300)]
+)
+def test_counts_have_two_significant_digits(count, released):
+    assert disclosed_count(count, STRICT) == released
+    assert disclosed_count(count, OPEN) == count
+
+
+@given(st.integers(20, 10**7))
+def test_a_released_count_is_within_five_percent(count):
+    assert abs(disclosed_count(count, STRICT) - count) <= 0.05 * count
+
+
+def test_a_description_tells_kind_and_rounded_counts(audit):
+    told = Description(kind="paired", examples={"image": 1264, "text": 7})
+    body = release_description(answer(), told, STRICT, audit)
+    assert decode_reply(body)[0].description == Description(
+        kind="paired", examples={"image": 1300, "text": 0}
+    )
+
+
+def estimate(n, value=0.54321):
+    return Estimate(value=value, low=value - 0.1, high=value + 0.1, n=n)
+
+
+EVALUATION = SiteEvaluation(
+    metrics={"shared": {"auroc": estimate(40), "r1": estimate(19)}},
+    differences={"shared_minus_base": {"auroc": estimate(40), "r1": estimate(19)}},
+    in_use={"image": "shared", "text": "shared"},
+    gallery_texts=123,
+    gallery_images=15,
+    findings=[
+        FindingScore(finding="a", positives=25, auroc={"shared": estimate(40)}),
+        FindingScore(finding="b", positives=3, auroc={"shared": estimate(40)}),
+    ],
+    calibration=[
+        CalibrationBin(predicted=0.12345, observed=0.1, low=0.0, high=0.2, n=30),
+        CalibrationBin(predicted=0.9, observed=0.9, low=0.8, high=1.0, n=4),
+    ],
+    calibrated_model="shared",
+)
+
+
+def test_what_rests_on_few_patients_is_held_back_with_a_reason():
+    told = disclosed(EVALUATION, STRICT)
+    assert list(told.metrics["shared"]) == ["auroc"]
+    assert list(told.differences["shared_minus_base"]) == ["auroc"]
+    assert told.not_measured == {"r1": "fewer than 20 patients, the site's least number"}
+    assert [finding.finding for finding in told.findings] == ["a"]
+    assert [b.n for b in told.calibration] == [30]
+    assert (told.gallery_texts, told.gallery_images) == (120, 0)
+    assert told.metrics["shared"]["auroc"].value == 0.543
+
+
+def test_an_exact_policy_lets_measures_pass_as_they_are():
+    assert disclosed(EVALUATION, OPEN) == EVALUATION
+
+
+def test_measures_outside_of_the_policy_stay_at_home():
+    told = disclosed(EVALUATION, OPEN.model_copy(update={"metrics": ("r1",)}))
+    assert list(told.metrics["shared"]) == ["r1"]
+    assert list(told.differences["shared_minus_base"]) == ["r1"]
+    assert told.not_measured == {"auroc": "the site's policy does not release it"}
+    assert told.findings == []
+    assert told.calibration == []
+
+
+def test_an_evaluation_carries_the_last_validation_loss(audit):
+    reply, tensors = decode_reply(release_evaluation(answer(), EVALUATION, 1.5, OPEN, audit))
+    assert reply.evaluation == EVALUATION
+    assert reply.summary.validation_loss == 1.5
+    assert tensors == {}
+
+
+def test_a_refusal_has_a_code_and_a_fixed_sentence(audit):
+    reply, tensors = decode_reply(release_refusal(answer(), "policy-base", audit))
+    assert (reply.status, reply.reason) == ("refused", "policy-base")
+    assert reply.detail == REFUSALS["policy-base"]
+    assert tensors == {}
+
+
+def test_a_code_that_is_not_in_the_list_never_leaves(audit):
+    body = release_refusal(answer(), "patient Jane Doe has pneumonia", audit)
+    assert decode_reply(body)[0].reason == "internal"
+    assert b"Jane" not in body
+
+
+def test_a_refusal_of_an_unreadable_request_belongs_to_no_run(audit):
+    reply, _ = decode_reply(release_refusal(Answer("north", None), "wire", audit))
+    assert (reply.run, reply.status, reply.reason) == ("", "refused", "wire")
+
+
+def test_every_reason_that_the_code_can_raise_has_its_sentence():
+    root = Path(__file__).parents[2]
+    files = [*(root / "client").rglob("*.py"), *(root / "shared").rglob("*.py")]
+    raised = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {
+                "TrainingError",
+                "RefusedError",
+            }:
+                code = node.args[0]
+                if isinstance(code, ast.Constant):
+                    raised.add(code.value)
+    assert "change-not-finite" in raised
+    assert raised <= set(REFUSALS)
+
+
+def test_sentences_that_may_leave_are_fixed_and_short():
+    for code, sentence in REFUSALS.items():
+        assert re.fullmatch(r"[a-z][a-z0-9-]{2,40}", code)
+        assert re.fullmatch(r"[a-z][A-Za-z0-9 ,;'-]{5,100}", sentence)
+
+
+# --- the audit log
+
+
+def lines(audit):
+    return [json.loads(line) for line in audit.path.read_text().splitlines()]
+
+
+def test_everything_that_leaves_has_its_line(audit):
+    bodies = [
+        release_update(answer(), change(), LAYOUT, SUMMARY, OPEN, audit),
+        release_description(answer(), Description(kind="text", examples={}), OPEN, audit),
+        release_evaluation(answer(), EVALUATION, None, OPEN, audit),
+        release_done(answer(), audit),
+        release_needs(answer(), audit),
+        release_refusal(answer(), "data", audit),
+    ]
+    bodies.append(release_again(answer().request, bodies[0], audit))
+    told = lines(audit)
+    assert [line["sha256"] for line in told] == [hashlib.sha256(b).hexdigest() for b in bodies]
+    assert [line["bytes"] for line in told] == [len(b) for b in bodies]
+    assert [line["what"] for line in told] == [
+        "update", "description", "evaluation", "done", "needs", "refusal data", "again",
+    ]  # fmt: skip
+    assert [line["seq"] for line in told] == list(range(1, 8))
+    assert {(line["run"], line["round"]) for line in told} == {("run", 3)}
+    assert verify(audit.path) == 7
+    assert stat.S_IMODE(audit.path.stat().st_mode) == 0o600
+
+
+def test_a_body_whose_line_cannot_be_written_does_not_leave(tmp_path):
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(StorageError):
+        release_done(answer(), audit)
+
+
+def test_the_chain_goes_on_after_a_restart(audit):
+    release_done(answer(), audit)
+    release_done(answer(), AuditLog(audit.path))
+    assert verify(audit.path) == 2
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped(audit):
+    release_done(answer(), audit)
+    with audit.path.open("ab") as file:
+        file.write(b'{"seq": 2, "utc"')
+    release_done(answer(), AuditLog(audit.path))
+    assert verify(audit.path) == 2
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+@pytest.mark.parametrize("what", ["change", "remove"])
+def test_a_changed_or_removed_line_breaks_the_chain(audit, line, what):
+    for _ in range(4):
+        release_done(answer(), audit)
+    told = audit.path.read_text().splitlines(keepends=True)
+    if what == "change":
+        told[line] = told[line].replace('"bytes":', '"bytes":1')
+    else:
+        del told[line]
+    audit.path.write_text("".join(told))
+    with pytest.raises(InputError, match=rf"line {line + (2 if what == 'change' else 1)} "):
+        verify(audit.path)

@@ -1,0 +1,167 @@
+"""A federation in one process, from folders on disk to evaluations."""
+
+import json
+
+import numpy as np
+import pytest
+
+from shared.layout_file import load_adapter
+from shared.wire import body_of
+from simulations.grid import LocalGrid, LostMessageError
+
+
+def test_rounds_lower_the_loss_and_everything_is_measured(federation_of, tmp_path):
+    federation = federation_of()
+    longer = federation.job.model_copy(update={"rounds": 4})
+    outcome = federation.run(tmp_path / "run", job=longer)
+    assert outcome.complete
+    assert outcome.rounds == 4
+    assert set(outcome.sites) == {"a-paired", "b-image", "c-text"}
+    assert outcome.sites["a-paired"].examples == {"image": 48, "text": 48}
+    assert outcome.sites["b-image"].kind == "image"
+    assert [cell.state for cell in outcome.sites["c-text"].participation] == ["in"] * 4
+    course = [point.loss for point in outcome.sites["a-paired"].course]
+    assert len(course) == 5
+    assert course[-1] < course[0]
+    evaluation = outcome.evaluations["a-paired"]
+    assert {"base", "shared", "personal"} <= set(evaluation.metrics)
+    assert outcome.evaluations["b-image"].in_use["text"] == "not trained"
+    assert outcome.shared.folds > 0
+    assert (tmp_path / "run" / "checkpoints" / "round-0004" / "shared.safetensors").exists()
+
+
+def test_the_same_job_gives_the_same_bits(federation_of, tmp_path):
+    federation = federation_of()
+    first = federation.run(tmp_path / "first")
+    second = federation.run(tmp_path / "second")
+    assert first.shared.sha256() == second.shared.sha256()
+    assert first.evaluations == second.evaluations
+
+
+class Backwards(LocalGrid):
+    """Hands every batch of messages to the sites from last to first."""
+
+    def push_messages(self, messages):
+        return super().push_messages(list(messages)[::-1])[::-1]
+
+
+class SlowFirst(LocalGrid):
+    """Keeps the reply of the first site back until the others are there."""
+
+    def pull_messages(self, message_ids):
+        wanted = set(message_ids)
+        with self._news:
+            ready = [i for i in self._replies if i in wanted]
+        if len(ready) < len(wanted):
+            ready = [i for i in ready if self._replies[i].metadata.src_node_id != 1]
+        return super().pull_messages(ready)[::-1]
+
+
+@pytest.mark.parametrize("grid", [Backwards, SlowFirst])
+def test_the_order_of_the_replies_does_not_change_a_bit(federation_of, tmp_path, grid):
+    federation = federation_of()
+    first = federation.run(tmp_path / "first")
+    second = federation.run(tmp_path / "second", grid)
+    assert first.shared.sha256() == second.shared.sha256()
+
+
+def test_a_tower_that_no_site_trains_stays_bit_identical(federation_of, tmp_path):
+    federation = federation_of(("image", "image"))
+    run = tmp_path / "run"
+    outcome = federation.run(run)
+    layout = federation.encoder.layout
+    for name, array in outcome.shared.factors.items():
+        if layout.tower_of(name) == "text" and name.endswith("lora_B.weight"):
+            assert not array.any()
+    text_residual = [n for n in outcome.shared.residual if layout.tower_of(n) == "text"]
+    for name in text_residual:
+        if name.endswith("lora_B.weight"):
+            assert not outcome.shared.residual[name].any()
+    # The function of the text tower is the base's, whatever the gauge did to A.
+    moved = [
+        n for n, a in outcome.shared.factors.items() if layout.tower_of(n) == "image" and a.any()
+    ]
+    assert moved
+
+
+def test_a_site_without_a_tower_cannot_move_it(federation_of, tmp_path):
+    both = federation_of(("paired", "image"))
+    one_round = both.job.model_copy(update={"rounds": 1})
+    outcome = both.run(tmp_path / "both", job=one_round)
+    alone = both.run(
+        tmp_path / "alone",
+        lambda agents: LocalGrid({"a-paired": agents["a-paired"]}),
+        job=one_round,
+    )
+    layout = both.encoder.layout
+    for name, array in outcome.shared.residual.items():
+        other = alone.shared.residual[name]
+        if layout.tower_of(name) == "text":
+            # Only the step of the fixed point depends on who else takes part.
+            np.testing.assert_allclose(array, other, atol=1e-6)
+        elif name.endswith("lora_B.weight"):
+            assert np.abs(array - other).max() > 1e-5
+
+
+def test_a_lost_reply_closes_the_round_at_its_deadline_and_is_told(federation_of, tmp_path):
+    federation = federation_of()
+    tree = federation.job.model_dump(mode="json")
+    tree["rounds"] = 1
+    tree["aggregate"] |= {"deadline_seconds": 4.0, "quorum": 1}
+    job = type(federation.job).model_validate(tree)
+
+    def fail(message):
+        if message.metadata.dst_node_id == 3 and message.metadata.message_type == "train":
+            raise LostMessageError
+
+    outcome = federation.run(
+        tmp_path / "run", lambda agents: LocalGrid(agents, fail=fail), job.model_copy()
+    )
+    assert not outcome.complete
+    assert [cell.state for cell in outcome.sites["c-text"].participation] == ["late"]
+    assert [cell.state for cell in outcome.sites["a-paired"].participation] == ["in"]
+
+
+def test_a_failing_site_is_left_out_with_a_reason(federation_of, tmp_path):
+    federation = federation_of()
+
+    def fail(message):
+        if message.metadata.dst_node_id == 2 and message.metadata.message_type == "train":
+            raise OSError("the text of this error stays at the site")
+
+    outcome = federation.run(tmp_path / "run", lambda agents: LocalGrid(agents, fail=fail))
+    assert not outcome.complete
+    cells = outcome.sites["b-image"].participation
+    assert [(cell.state, cell.reason) for cell in cells] == [("missing", "site-error")] * 2
+    assert "stays at the site" not in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_a_part_that_did_not_change_is_not_sent_again(federation_of, tmp_path):
+    federation = federation_of()
+    tree = federation.job.model_dump(mode="json")
+    tree["rounds"] = 4
+    tree["aggregate"] |= {"rule": "ffa", "fold_every": 0}  # A stays what it was
+    sizes = []
+
+    class Weighing(LocalGrid):
+        def push_messages(self, messages):
+            batch = list(messages)
+            sizes.extend(
+                len(body_of(m)) for m in batch if m.metadata.message_type == "train"
+            )
+            return super().push_messages(batch)
+
+    federation.run(tmp_path / "run", Weighing, type(federation.job).model_validate(tree))
+    first, later = sizes[:3], sizes[3:]
+    assert max(later) <= max(first)
+    assert min(later) < 0.75 * max(first)
+
+
+def test_the_committed_adapter_is_the_outcomes(federation_of, tmp_path):
+    federation = federation_of(("paired", "paired"))
+    outcome = federation.run(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "round-0002"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    stored = load_adapter(folder / "shared.safetensors")
+    assert stored.sha256() == outcome.shared.sha256() == manifest["adapter_sha256"]
+    assert all(np.isfinite(a).all() for a in stored.factors.values())

@@ -1,0 +1,173 @@
+"""Header and tensors come back as they were; whatever else comes is an error, never code."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shared.adapter import SharedAdapter, adapter_sha256
+from shared.config import JobConfig, parse_job
+from shared.errors import WireError
+from shared.messages import (
+    Description,
+    Reply,
+    Request,
+    decode_reply,
+    decode_request,
+    encode,
+    join_parts,
+    pack_parts,
+    part_digests,
+    unpack_parts,
+)
+
+SHA = "a" * 64
+JOB = JobConfig(name="job")
+
+
+def request(**changes):
+    values = {"kind": "train", "run": "run", "base_sha256": SHA, "job_sha256": SHA, "job": JOB}
+    return Request(**{**values, **changes})
+
+
+def reply(**changes):
+    values = {"kind": "train", "run": "run", "round": 1, "attempt": 1, "site": "north"}
+    return Reply(**{**values, **changes})
+
+
+arrays = st.dictionaries(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20).filter(
+        lambda name: name != "__metadata__"
+    ),
+    hnp.arrays(
+        st.sampled_from([np.float32, np.uint32]),
+        hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    ),
+    max_size=4,
+)
+
+
+@given(
+    arrays,
+    st.integers(0, 2**63 - 1),
+    st.dictionaries(st.sampled_from(["image", "text"]), st.integers(1, 65535)),
+    st.floats(2**-20, 2**40),
+)
+@settings(max_examples=60)
+def test_a_request_comes_back_as_it_was(tensors, seed, weights, scale):
+    sent = request(seed=seed, weights=weights, scale=scale, factors=("B",))
+    header, came = decode_request(encode(sent, tensors))
+    assert header == sent
+    assert came.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert came[name].dtype == array.dtype
+        assert came[name].shape == array.shape
+        assert came[name].tobytes() == np.ascontiguousarray(array).tobytes()
+
+
+@given(arrays, st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_a_reply_comes_back_as_it_was(tensors, count):
+    sent = reply(description=Description(kind="image", examples={"image": count}))
+    header, came = decode_reply(encode(sent, tensors))
+    assert header == sent
+    assert adapter_sha256(came) == adapter_sha256(tensors)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "ffa", "altfold"])
+def test_a_job_means_the_same_after_the_trip(rule):
+    job = parse_job({"name": "job", "aggregate": {"rule": rule}})
+    header, _ = decode_request(encode(request(job=job)))
+    assert header.job == job
+    assert header.job.digest() == job.digest()
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused(body):
+    for decode in (decode_request, decode_reply):
+        with pytest.raises(WireError):
+            decode(body)
+
+
+@given(st.data())
+def test_a_damaged_body_is_refused_or_still_a_request(data):
+    body = encode(request(), {"A/x": np.ones((2, 2), np.float32)})
+    position = data.draw(st.integers(0, len(body) - 1))
+    damaged = bytearray(body)
+    damaged[position] ^= data.draw(st.integers(1, 255))
+    for candidate in (bytes(damaged), body[:position]):
+        try:
+            header, _ = decode_request(candidate)
+        except WireError:
+            continue
+        assert isinstance(header, Request)
+
+
+def body_of(text, tensors=b""):
+    return b"CONS\x01" + len(text).to_bytes(8, "little") + text + tensors
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b'{"kind": "train"}',
+        request().model_dump_json().encode()[:-1] + b', "extra": 1}',
+        request().model_dump_json().encode().replace(b'"scale":1.0', b'"scale":NaN'),
+        b"\xff\xfe",
+    ],
+)
+def test_a_header_outside_of_the_schema_is_refused(text):
+    with pytest.raises(WireError):
+        decode_request(body_of(text, safetensors.numpy.save({})))
+
+
+def test_tensors_of_an_unknown_type_are_refused():
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    tensors = len(header).to_bytes(8, "little") + header + b"\0\0"
+    with pytest.raises(WireError):
+        decode_request(body_of(request().model_dump_json().encode(), tensors))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+def test_nothing_is_unpickled():
+    bomb = pickle.dumps(Bomb())
+    for body in (bomb, body_of(request().model_dump_json().encode(), bomb), body_of(bomb)):
+        with pytest.raises(WireError):
+            decode_request(body)
+
+
+def test_a_shared_adapter_travels_in_parts():
+    a, b = np.ones((2, 3), np.float32), np.full((4, 2), 2, np.float32)
+    name = "base_model.model.layer"
+    shared = SharedAdapter(
+        {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b},
+        {f"{name}.lora_A.weight": a * 3, f"{name}.lora_B.weight": b * 3},
+        folds=2,
+    )
+    assert sorted(pack_parts(shared, ["A"])) == [f"A/{name}.lora_A.weight"]
+    came = unpack_parts(pack_parts(shared))
+    assert {part: adapter_sha256(came[part]) for part in came} == part_digests(shared)
+    assert join_parts(came, 2).sha256() == shared.sha256()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"C/name": np.ones(1, np.float32)},
+        {"A": np.ones(1, np.float32)},
+        {"A/name": np.ones(1, np.float64)},
+    ],
+)
+def test_a_tensor_outside_of_the_parts_is_refused(tensors):
+    with pytest.raises(WireError):
+        unpack_parts(tensors)
