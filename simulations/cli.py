@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -185,16 +185,10 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Find every problem of a site's data at once: row, column, rule, what was expected."""
-    from client.data.report import print_check
+    from client.data.report import DataOptions, print_check
 
-    code = print_check(
-        folder,
-        site_column=site_column,
-        columns=_mapping(column),
-        console=_out(),
-        as_json=as_json,
-    )
-    raise typer.Exit(code)
+    options = DataOptions(site_column=site_column, columns=_mapping(column))
+    raise typer.Exit(print_check(folder, options, _out(), as_json=as_json))
 
 
 @data_app.command("describe")
@@ -205,22 +199,18 @@ def data_describe(
     as_json: AsJson = False,
 ) -> None:
     """Say what a site's data hold: records by split, findings, text lengths, image sizes."""
-    from client.data.report import print_describe
+    from client.data.report import DataOptions, print_describe
 
-    code = print_describe(
-        folder,
-        site_column=site_column,
-        columns=_mapping(column),
-        console=_out(),
-        as_json=as_json,
-    )
-    raise typer.Exit(code)
+    options = DataOptions(site_column=site_column, columns=_mapping(column))
+    raise typer.Exit(print_describe(folder, options, _out(), as_json=as_json))
 
 
 @data_app.command("phantoms")
 def data_phantoms(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
-    scenario: Annotated[str, typer.Option(help="default or conflict.")] = "default",
+    scenario: Annotated[
+        Literal["default", "conflict"], typer.Option(help="Which synthetic federation.")
+    ] = "default",
     seed: Annotated[int, typer.Option(min=0)] = 1,
     sites: Annotated[int | None, typer.Option(min=1, help="How many sites.")] = None,
 ) -> None:

@@ -83,6 +83,7 @@ def quiet_environment(threads: int) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a hint about the future
         "OMP_NUM_THREADS": str(threads),
     }
 

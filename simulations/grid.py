@@ -69,6 +69,7 @@ class LocalGrid(Grid):
         self._waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._replies: dict[str, Message] = {}
         self._news = threading.Condition()
+        self._unseen = False
         self._closed = False
         self._worker: threading.Thread | None = None
 
@@ -144,12 +145,13 @@ class LocalGrid(Grid):
         """Return the replies that are there, oldest first, and forget them."""
         wanted = set(message_ids)
         with self._news:
+            self._unseen = False
             return [self._replies.pop(i) for i in list(self._replies) if i in wanted]
 
     def wait(self, timeout: float) -> None:
-        """Wait until there is a reply to pull, or so many seconds have passed."""
+        """Wait until a reply has come since the last pull, or so many seconds have passed."""
         with self._news:
-            self._news.wait_for(lambda: bool(self._replies), timeout)
+            self._news.wait_for(lambda: self._unseen, timeout)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -177,6 +179,7 @@ class LocalGrid(Grid):
             if reply is not None:
                 with self._news:
                     self._replies[message.metadata.message_id] = reply
+                    self._unseen = True
                     self._news.notify_all()
 
     def _carry_out(self, message: Message) -> Message | None:

@@ -1,11 +1,14 @@
 """Read the picture of a DICOM file, and nothing else of it.
 
-Only the tags below are read; what else the file holds (names, dates, ids) never reaches
-memory as a value. No tag's value is logged or put into a message, and pydicom's own
-warnings, which quote values, are silenced.
+Only the tags below are read; what else the file holds (names, dates, ids) is never
+parsed. No tag's value is logged or put into a message, and pydicom's own
+warnings and log, which quote values, are silenced.
 """
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, Final, NoReturn
 
 import numpy as np
@@ -55,8 +58,7 @@ def read_dicom(
     Raises:
         DataError: With one problem per broken rule.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silence():
         try:
             dataset = pydicom.dcmread(stream, specific_tags=list(TAGS), stop_before_pixels=quick)
             kind = _kind_of(dataset)
@@ -77,6 +79,20 @@ def read_dicom(
             return kind, Image.fromarray(_eight_bit(dataset))
         except Exception as error:
             _refuse_undecodable(dataset, error)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep pydicom from warning and logging: it quotes the values that it finds wrong."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _kind_of(dataset: Dataset) -> Picture:

@@ -111,7 +111,7 @@ def problem_table(problems: Sequence[tuple[str, DataProblem]]) -> Table:
 
     A long list ends with how many more there are.
     """
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("site", "row", "column", "rule", "problem"):
         table.add_column(name, justify="right" if name == "row" else "left", overflow="fold")
     ordered = sorted(problems, key=lambda pair: pair[1].severity != "error")
@@ -154,7 +154,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def _counts_table(checks: Sequence[SiteCheck]) -> Table:
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("site", overflow="fold")
     table.add_column("kind")
     names = ("rows", "images", "texts", "pairs", "patients", "val", "test")
@@ -167,20 +167,23 @@ def _counts_table(checks: Sequence[SiteCheck]) -> Table:
             *(max(val.images, val.texts), max(test.images, test.texts)),
         )
         table.add_row(Text(check.name), check.kind or "-", *(str(n) for n in numbers))
-    table.caption = "images, texts, pairs and patients: training split; val, test: records"
+    table.caption = "images to patients: training split; val, test: records"
     return table
 
 
 def _print_description(site: SiteDescription, console: Console) -> None:
     table = Table(
-        title=Text(f"site {site.name}", style="bold"), title_justify="left", box=SIMPLE_HEAD
+        title=Text(f"site {site.name}", style="bold"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.show_header = False
     for label, value in _description_rows(site):
         table.add_row(label, Text(value))
     console.print(table)
     if site.findings:
-        findings = Table(header_style="bold", box=SIMPLE_HEAD)
+        findings = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in ("finding", "train", "val", "test", "prompts"):
             findings.add_column(name, justify="left" if name == "finding" else "right")
         for finding in site.findings:

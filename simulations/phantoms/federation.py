@@ -68,6 +68,18 @@ TRAUMA = Scanner(
 )
 
 
+_DESCRIPTIONS = {
+    "university": "university hospital",
+    "klinikum": "German-speaking hospital",
+    "intensive-care": "intensive care unit",
+    "valley-clinic": "rural clinic",
+    "screening": "screening unit",
+    "mobile-unit": "mobile X-ray unit",
+    "archive": "report archive",
+    "trauma-centre": "trauma centre, unlinked",
+}
+
+
 def rates(novel: float = 0.0, **changes: float) -> Mapping[str, float]:
     """Return the base rates with every novel finding at ``novel``, and changes on top."""
     return {**BASE_RATES, **dict.fromkeys(NOVEL_FINDINGS, novel), **changes}
@@ -209,6 +221,7 @@ def phantom_sites(scenario: Scenario, count: int | None = None) -> list[PhantomS
     chosen = []
     for place in range(count or len(sites)):
         site, turn = sites[place % len(sites)], place // len(sites)
+        site = replace(site, description=_DESCRIPTIONS[site.name])
         chosen.append(replace(site, name=f"{site.name}-{turn + 1}") if turn else site)
     return chosen
 

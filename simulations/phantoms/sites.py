@@ -33,6 +33,7 @@ class PhantomSite:
         rates: Prevalence of each finding.
         test_size: Studies in the test split.
         convention_rate: Probability that a statement follows the site's own convention.
+        description: What the institution is, in a word or two.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PhantomSite:
     rates: Mapping[str, float] = field(default_factory=lambda: dict(BASE_RATES))
     test_size: int = 160
     convention_rate: float = 0.0
+    description: str = ""
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:

@@ -101,7 +101,8 @@ def _description(site: PhantomSite) -> dict[str, str]:
     return {
         "origin": "phantom",
         "licence": "synthetic",
-        "description": (
+        "description": site.description,
+        "note": (
             f"Synthetic chest radiographs and reports of the made-up institution {site.name}. "
             "No patient exists. Test rows hold both picture and text whatever the kind: "
             "a simulation-only audit set."

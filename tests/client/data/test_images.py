@@ -80,6 +80,15 @@ def test_png_with_a_flipped_bit(tmp_path):
     assert refused(path) == ["image-unreadable"]
 
 
+@pytest.mark.parametrize("missing", [8, 12, 18])
+def test_png_without_its_end(tmp_path, missing):
+    """Every pixel can be decoded, but the copy stopped before the end."""
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(1, (64, 64))).save(path)
+    path.write_bytes(path.read_bytes()[:-missing])
+    assert refused(path) == ["image-unreadable"]
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_animated_file(tmp_path, name, quick):
