@@ -121,7 +121,7 @@ def test_the_description_says_what_the_data_are(tmp_path):
     assert content["licence"] == "synthetic"
     assert content["kind"] == "text"
     assert content["style"] == "icu"
-    assert "simulation-only audit set" in content["description"]
+    assert "simulation-only audit set" in content["note"]
 
 
 def test_a_folder_is_never_overwritten(tmp_path):
