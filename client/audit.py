@@ -30,7 +30,7 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         private_folder(path.parent)
         self.path = path
-        self._read()
+        self._count, self._size, self._last = self._end()
 
     def append(self, *, run: str, round_number: int, what: str, body: bytes) -> None:
         """Write the line for a body that is about to leave, and wait until it is on disk.
@@ -39,7 +39,7 @@ class AuditLog:
             StorageError: If it cannot be written; then the body must not leave.
         """
         if self._size != _size(self.path):  # another process of this site wrote in between
-            self._read()
+            self._count, self._size, self._last = self._end()
         entry = {
             "seq": self._count + 1,
             "utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -63,15 +63,14 @@ class AuditLog:
         self._size += len(line)
         self._last = hashlib.sha256(line).hexdigest()
 
-    def _read(self) -> None:
-        """Find the end of the chain."""
+    def _end(self) -> tuple[int, int, str]:
+        """Return the number of lines, the bytes and the last digest of the log as it is."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
         if lines and not lines[-1].endswith(b"\n"):
             os.truncate(self.path, sum(len(line) for line in lines[:-1]))
             lines.pop()
-        self._count = len(lines)
-        self._size = sum(len(line) for line in lines)
-        self._last = hashlib.sha256(lines[-1]).hexdigest() if lines else _FIRST
+        last = hashlib.sha256(lines[-1]).hexdigest() if lines else _FIRST
+        return len(lines), sum(len(line) for line in lines), last
 
 
 def _size(path: Path) -> int:

@@ -3,7 +3,9 @@
 Nothing in it is ever sent. Files are readable by their owner only and are replaced whole.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from shared.adapter import Adapter, Array, Tower, adapter_sha256
 from shared.errors import StorageError
-from shared.files import write_atomic
+from shared.files import storage_error, write_atomic
 from shared.messages import Part
 
+_DIGEST_BYTES = 32
 _ALPHA = TypeAdapter(dict[Tower, float])
 
 
@@ -60,7 +63,7 @@ class SiteState:
 
     def hold(self, part: Part, adapter: Adapter) -> None:
         """Keep a part of the shared adapter, in place of the one held before."""
-        write_private(self._held(part), safetensors.numpy.save(dict(adapter)))
+        replace_private(self._held(part), safetensors.numpy.save(dict(adapter)))
 
     def held(self, part: Part, sha256: str) -> Adapter | None:
         """Return a part if the site holds the one with this digest."""
@@ -74,16 +77,19 @@ class SiteState:
             question: The sha256 of the request.
             answer: What was released for it.
         """
-        write_private(self.folder / "answer", bytes.fromhex(question) + answer)
+        head = bytes.fromhex(question) + hashlib.sha256(answer).digest()
+        replace_private(self.folder / "answer", head + answer)
 
     def answer(self, question: str) -> bytes | None:
         """Return the kept answer if it belongs to this question."""
-        wanted = bytes.fromhex(question)
         try:
             with (self.folder / "answer").open("rb") as file:
-                return file.read() if file.read(len(wanted)) == wanted else None
+                if file.read(_DIGEST_BYTES) != bytes.fromhex(question):
+                    return None
+                digest, answer = file.read(_DIGEST_BYTES), file.read()
         except OSError:
             return None
+        return answer if hashlib.sha256(answer).digest() == digest else None
 
     def _personal(self, shared_sha256: str) -> Path:
         return self.folder / "personal" / f"{shared_sha256}.safetensors"
@@ -107,6 +113,25 @@ def private_folder(folder: Path) -> None:
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file as a whole, readable by its owner only; see ``shared.files``."""
     write_atomic(path, content, mode=0o600)
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """Replace a private file that can be had again; a power cut may lose it.
+
+    Its reader checks a digest, so that nothing has to wait for the disk here.
+
+    Raises:
+        StorageError: If it cannot be written; an older file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]] | None:

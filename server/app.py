@@ -5,8 +5,10 @@ made; what is committed there decides where the run goes on. In a simulation ``r
 called with a grid of our own, or from a ServerApp inside Flower's simulation engine.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -24,6 +26,15 @@ LAYOUT = "layout.json"
 """Name of the layout's file in the run directory."""
 
 app = ServerApp()
+
+
+@runtime_checkable
+class WakingGrid(Protocol):
+    """A grid that can say when a reply has come, so that nobody need look every so often."""
+
+    def wait(self, timeout: float) -> None:
+        """Wait until a reply has come since the last pull, or so many seconds have passed."""
+        ...
 
 
 @app.main()
@@ -79,6 +90,7 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         base_sha256,
         on_event=on_event,
         before_evaluation=before_evaluation,
+        sleep=grid.wait if isinstance(grid, WakingGrid) else time.sleep,
     )
     return engine.run()
 

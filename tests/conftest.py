@@ -12,10 +12,37 @@ from client.data.records import Prompts, SiteData, Split, SplitName
 from shared.config import JobConfig
 from shared.results import DatasetOrigin
 
-WORDS = (
-    "no finding left right upper lower bright dark square spot small large seen clear chest "
-    "image there is a an of the and normal study shows with without opacity"
-).split()
+WORDS = [
+    "no",
+    "finding",
+    "left",
+    "right",
+    "upper",
+    "lower",
+    "bright",
+    "dark",
+    "square",
+    "spot",
+    "small",
+    "large",
+    "seen",
+    "clear",
+    "chest",
+    "image",
+    "there",
+    "is",
+    "a",
+    "an",
+    "of",
+    "the",
+    "and",
+    "normal",
+    "study",
+    "shows",
+    "with",
+    "without",
+    "opacity",
+]
 FINDINGS = ("bright", "dark")
 PLACES = ("upper", "lower")
 SIZE = 16
@@ -28,19 +55,14 @@ def _save_tokenizer(folder: Path) -> int:
 
     special = ["<pad>", "<unk>", "<s>", "</s>"]
     vocabulary = {word: number for number, word in enumerate(special + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=16,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-    ).save_pretrained(folder)
+    names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), special, strict=True))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **names)
+    fast.save_pretrained(folder)
     return len(vocabulary)
 
 
@@ -112,7 +134,7 @@ def make_split(
     images: Sequence[bool] | None = None,
     texts: Sequence[bool] | None = None,
 ) -> Split:
-    """Pictures with a bright and / or dark square, in the upper or lower half, and their reports."""
+    """Pictures with a bright and / or dark square, upper or lower, and their reports."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, (count, 2)).astype(np.float32)
     place = rng.integers(0, 2, count)

@@ -7,7 +7,7 @@ adapter of rank r learn a change of higher rank, one step of rank r after anothe
 import numpy as np
 
 from server.aggregation.base import fresh_factors
-from server.aggregation.gauge import compress
+from server.aggregation.gauge import bounded
 from shared.adapter import AdapterLayout, Array, SharedAdapter, factor_name
 from shared.seeding import derive_seed
 
@@ -20,8 +20,8 @@ def folds_before(round_number: int, fold_every: int) -> bool:
 def fold(shared: SharedAdapter, layout: AdapterLayout, seed: int) -> SharedAdapter:
     """Return the same function with B A in the residual, a new seeded A and B = 0.
 
-    The residual stays in factors. Once it would have more columns than min(m, n) it is
-    compressed without loss, so it does not grow with the number of rounds.
+    The residual stays in factors, at most min(m, n) columns of them, so it does not grow
+    with the number of rounds.
     """
     factors: dict[str, Array] = {}
     residual: dict[str, Array] = {}
@@ -38,7 +38,7 @@ def fold(shared: SharedAdapter, layout: AdapterLayout, seed: int) -> SharedAdapt
         if name_a in shared.residual:
             a = np.concatenate([shared.residual[name_a], a])
             b = np.concatenate([shared.residual[name_b], b], axis=1)
-        residual[name_b], residual[name_a] = compress(b, a)
+        residual[name_b], residual[name_a] = bounded(b, a)
         fresh_seed = derive_seed(seed, "lora-A", folds, layer.module)
         factors |= fresh_factors(layout, layer, fresh_seed)
     return SharedAdapter(factors, residual, folds)

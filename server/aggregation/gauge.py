@@ -45,17 +45,19 @@ def orthonormal_gauge(b: Array, a: Array, trained: Factor) -> tuple[Array, Array
     return _columns(parts.left, rank), _columns(sized.T, rank).T.copy()
 
 
-def compress(b: Array, a: Array) -> tuple[Array, Array]:
-    """Return the same product with at most min(m, n) columns of B and rows of A."""
-    if b.shape[1] <= min(b.shape[0], a.shape[1]):
+def bounded(b: Array, a: Array) -> tuple[Array, Array]:
+    """Return the same product with at most min(m, n) columns of B and rows of A.
+
+    Beyond that rank the product itself, with an identity beside it, is the smallest exact
+    form in two factors; unlike a decomposition it costs one multiplication.
+    """
+    outputs, inputs = b.shape[0], a.shape[1]
+    if b.shape[1] <= min(outputs, inputs):
         return b, a
-    parts = _decompose(b, a)
-    rank = len(parts.sizes)
-    # The sizes are shared out evenly, so that neither factor loses digits in float32.
-    root = np.sqrt(parts.sizes)
-    return _columns(parts.left * root, rank), _columns(
-        (root[:, None] * parts.right).T, rank
-    ).T.copy()
+    product = (b.astype(np.float64) @ a.astype(np.float64)).astype(np.float32)
+    if inputs <= outputs:
+        return product, np.eye(inputs, dtype=np.float32)
+    return np.eye(outputs, dtype=np.float32), product
 
 
 def _decompose(b: Array, a: Array) -> _Decomposition:

@@ -22,7 +22,6 @@ from shared.adapter import (
     check_compatible,
     factor_name,
     factor_of,
-    module_of,
     pairs,
 )
 from shared.config import LoraConfig, ModelConfig
@@ -240,6 +239,11 @@ class DualEncoder:
         """Return the weight (m, n) of an adapted layer under the view in use."""
         return self._layers[module].weight_in_use()
 
+    def save_preprocessing(self, folder: Path) -> None:
+        """Write tokenizer and image processor into a checkpoint's folder."""
+        self._tokenizer.save_pretrained(folder)
+        self._pixels.processor.save_pretrained(folder)
+
     def _put(self, which: Which, adapter: Adapter) -> None:
         if self._held[which] is adapter:
             return
@@ -276,11 +280,6 @@ class DualEncoder:
         for module, layer in self._layers.items():
             layer.set_residual(folded.get(module))
         self._residual = residual
-
-
-def modules_of(adapter: Adapter) -> set[str]:
-    """Return the module paths that an adapter's factors belong to."""
-    return {module_of(name) for name in adapter}
 
 
 def _on(array: Array, device: torch.device) -> Tensor:

@@ -263,9 +263,7 @@ def test_personalize_keeps_the_adapter_at_the_site(agent_of, ask, start, tmp_pat
 def test_evaluate_scores_every_model_there_is(agent_of, ask, start, tmp_path):
     local = tmp_path / "local.safetensors"
     local.write_bytes(adapter_bytes(start))
-    agent = agent_of(
-        references={"local": local, "centralised": tmp_path / "missing.safetensors"}
-    )
+    agent = agent_of(references={"local": local, "centralised": tmp_path / "missing.safetensors"})
     reply, _ = decode_reply(agent.handle(ask("evaluate")))
     assert set(reply.evaluation.metrics) == {"base", "local", "shared"}
     assert reply.evaluation.in_use == {"image": "shared", "text": "shared"}

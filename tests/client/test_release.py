@@ -70,9 +70,7 @@ def change(image=0.5, text=-0.25):
 
 
 def release(change, audit, policy=OPEN, summary=SUMMARY, **kwargs):
-    return decode_reply(
-        release_update(answer(**kwargs), change, LAYOUT, summary, policy, audit)
-    )
+    return decode_reply(release_update(answer(**kwargs), change, LAYOUT, summary, policy, audit))
 
 
 def test_a_change_leaves_weighted_in_fixed_point(audit):

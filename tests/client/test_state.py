@@ -76,13 +76,27 @@ def test_everything_is_readable_by_its_owner_only(state):
 
 
 def test_a_full_disk_leaves_what_was_there_before(state, monkeypatch):
+    state.save_personal(SHA, StoredPersonal(ADAPTER, {"image": 1.0}))
     state.hold("A", ADAPTER)
 
-    def full(_descriptor):
+    def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError):
-        state.hold("A", {"x.lora_A.weight": np.zeros((2, 3), np.float32)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError):
+            state.save_personal(SHA, StoredPersonal(ADAPTER, {"image": 0.0}))
+        patch.setattr(os, "fdopen", full)
+        with pytest.raises(StorageError):
+            state.hold("A", {"x.lora_A.weight": np.zeros((2, 3), np.float32)})
+    assert state.load_personal(SHA).alpha == {"image": 1.0}
     assert state.held("A", adapter_sha256(ADAPTER)) is not None
-    assert [path.name for path in (state.folder / "held").iterdir()] == ["A.safetensors"]
+    for folder in ("held", "personal"):
+        assert len(list((state.folder / folder).iterdir())) == 1
+
+
+def test_a_damaged_answer_is_not_given_again(state):
+    state.keep_answer(SHA, b"answer")
+    path = state.folder / "answer"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert state.answer(SHA) is None

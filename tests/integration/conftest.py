@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,19 +109,26 @@ def integration_encoder(integration_job: JobConfig) -> DualEncoder:
     return DualEncoder.load(job.model, job.lora, job.personalize.rank)
 
 
-@pytest.fixture
-def federation_of(
-    tmp_path: Path,
+@pytest.fixture(scope="session")
+def make_federation(
     integration_job: JobConfig,
     integration_encoder: DualEncoder,
     site_of: Callable[..., SiteData],
 ) -> Callable[..., Federation]:
-    """Make a federation of sites of the given kinds, such as ``("paired", "image")``."""
+    """Make a federation in a folder, of sites of the given kinds, such as ("paired", "image")."""
 
-    def make(kinds: Sequence[str] = ("paired", "image", "text")) -> Federation:
+    def make(folder: Path, kinds: Sequence[str] = ("paired", "image", "text")) -> Federation:
         for number, kind in enumerate(kinds):
             name = f"{'abcdefgh'[number]}-{kind}"
-            write_site(tmp_path / "data" / name, site_of(name, kind, seed=number))
-        return Federation(integration_job, tmp_path / "data", integration_encoder)
+            write_site(folder / "data" / name, site_of(name, kind, seed=number))
+        return Federation(integration_job, folder / "data", integration_encoder)
 
     return make
+
+
+@pytest.fixture
+def federation_of(
+    make_federation: Callable[..., Federation], tmp_path: Path
+) -> Callable[..., Federation]:
+    """``make_federation`` in the test's own folder."""
+    return partial(make_federation, tmp_path)

@@ -1,18 +1,11 @@
 """Flower's simulation engine (Ray) carries the same run to the same bits; needs ``ray``."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 
 from server.app import run_job
 from server.checkpoint import RunStore
 from server.history import RunHistory
-from shared.errors import ConfigError, InterruptedRunError, QuorumError
+from shared.errors import ConfigError, QuorumError
 from simulations import flower_engine
 from simulations.flower_engine import backend_config, quiet_environment
 from simulations.grid import run_flower
@@ -46,7 +39,7 @@ def test_flowers_engine_gives_the_same_adapter_as_the_local_one(federation_of, t
 def test_an_error_of_the_round_loop_comes_out_as_it_is(federation_of, tmp_path):
     federation = federation_of(("paired",))
     tree = federation.job.model_dump(mode="json")
-    tree["aggregate"] |= {"quorum": 2}
+    tree["aggregate"] |= {"quorum": 2, "deadline_seconds": 3.0}
     with pytest.raises(QuorumError):
         run_over_flower(federation, tmp_path / "run", type(federation.job).model_validate(tree))
 
@@ -64,7 +57,8 @@ def test_nobody_calls_home():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "sites", "cpus", "share"), [(0, 8, 2, 0.0), (1, 8, 2, 0.5), (4, 8, 2, 1.0), (0, 1, 1, 0)]
+    ("gpus", "sites", "cpus", "share"),
+    [(0, 8, 2, 0.0), (1, 8, 2, 0.5), (4, 8, 2, 1.0), (0, 1, 1, 0)],
 )
 def test_actors_share_what_the_machine_has(integration_job, monkeypatch, gpus, sites, cpus, share):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

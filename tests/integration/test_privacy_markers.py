@@ -5,13 +5,17 @@ After rounds, personalization and evaluation they are looked for in every byte o
 the run directory but for the sites' own folders, in the database, in logs and on stderr.
 """
 
+import contextlib
 import csv
+import io
 import logging
 import sqlite3
-import struct
+from hashlib import sha256
+from json import loads
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import client.agent
 import client.training
@@ -66,8 +70,6 @@ def private_values(run):
     """Bytes of numbers that only a personal adapter holds: any eight values in a row."""
     needles = []
     for file in run.glob("sites/*/personal/*.safetensors"):
-        from safetensors.numpy import load_file
-
         for array in load_file(file).values():
             flat = np.ascontiguousarray(array).ravel()
             middle = len(flat) // 2
@@ -77,11 +79,12 @@ def private_values(run):
     return needles
 
 
-@pytest.fixture
-def ran(federation_of, tmp_path, capfd, caplog, monkeypatch):
-    federation = federation_of(("paired", "image", "text"))
-    for folder in (tmp_path / "data").iterdir():
-        plant(folder)
+@pytest.fixture(scope="module")
+def ran(make_federation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("markers")
+    federation = make_federation(folder, ("paired", "image", "text"))
+    for site in (folder / "data").iterdir():
+        plant(site)
     failures = iter(range(100))
     train_shared = client.training.train_shared
 
@@ -90,23 +93,35 @@ def ran(federation_of, tmp_path, capfd, caplog, monkeypatch):
             raise ValueError(f"{ERROR}: {tasks[0].data.splits['train'].texts[0]}")
         return train_shared(encoder, tasks, job)
 
-    monkeypatch.setattr(client.agent, "train_shared", sometimes)
     grids = []
 
     def grid_of(agents):
         grids.append(Tapped(agents))
         return grids[-1]
 
-    run = tmp_path / "run"
-    with caplog.at_level(logging.DEBUG):
-        outcome = federation.run(run, grid_of)
-    out, err = capfd.readouterr()
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            patch.setattr(client.agent, "train_shared", sometimes)
+            outcome = federation.run(folder / "run", grid_of)
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
     return {
         "outcome": outcome,
-        "run": run,
+        "run": folder / "run",
         "up": grids[0].up,
         "down": grids[0].down,
-        "said": (out + err + caplog.text).encode(),
+        "said": said.getvalue().encode(),
     }
 
 
@@ -126,6 +141,7 @@ def test_nothing_private_leaves_a_site(ran):
         "internal"
     ]
     assert len(ran["outcome"].evaluations) == 3
+    assert b"request refused: internal (ValueError" in ran["said"]
     needles = [word.encode() for word in WORDS]
     values = private_values(run)
     assert len(values) > 10
@@ -173,9 +189,6 @@ def test_the_database_names_sites_and_numbers_only(ran):
 
 
 def test_the_audit_log_accounts_for_every_byte_that_went_up(ran):
-    from hashlib import sha256
-    from json import loads
-
     lines = [
         loads(line)
         for path in ran["run"].glob("sites/*/audit.jsonl")
@@ -199,4 +212,3 @@ def test_numbers_are_not_hidden_in_another_form(ran):
             assert len(body) < 2000
         if reply.kind == "evaluate":
             assert len(body) < 40_000
-    assert struct.calcsize("f") == 4

@@ -1,10 +1,12 @@
 """A federation in one process, from folders on disk to evaluations."""
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
+from client.service import SocketChannel, serve
 from shared.layout_file import load_adapter
 from shared.wire import body_of
 from simulations.grid import LocalGrid, LostMessageError
@@ -30,9 +32,16 @@ def test_rounds_lower_the_loss_and_everything_is_measured(federation_of, tmp_pat
     assert (tmp_path / "run" / "checkpoints" / "round-0004" / "shared.safetensors").exists()
 
 
-def test_the_same_job_gives_the_same_bits(federation_of, tmp_path):
-    federation = federation_of()
-    first = federation.run(tmp_path / "first")
+@pytest.fixture(scope="module")
+def plain(make_federation, tmp_path_factory):
+    """A federation, and what its job comes to in the plainest way."""
+    folder = tmp_path_factory.mktemp("plain")
+    federation = make_federation(folder)
+    return federation, federation.run(folder / "run")
+
+
+def test_the_same_job_gives_the_same_bits(plain, tmp_path):
+    federation, first = plain
     second = federation.run(tmp_path / "second")
     assert first.shared.sha256() == second.shared.sha256()
     assert first.evaluations == second.evaluations
@@ -58,11 +67,25 @@ class SlowFirst(LocalGrid):
 
 
 @pytest.mark.parametrize("grid", [Backwards, SlowFirst])
-def test_the_order_of_the_replies_does_not_change_a_bit(federation_of, tmp_path, grid):
-    federation = federation_of()
-    first = federation.run(tmp_path / "first")
+def test_the_order_of_the_replies_does_not_change_a_bit(plain, tmp_path, grid):
+    federation, first = plain
     second = federation.run(tmp_path / "second", grid)
     assert first.shared.sha256() == second.shared.sha256()
+
+
+def test_through_the_agents_sockets_the_bits_are_the_same(plain, tmp_path_factory, tmp_path):
+    federation, inside = plain
+    sockets = tmp_path_factory.mktemp("s")
+    with ExitStack() as served:
+
+        def grid_of(agents):
+            for name, agent in agents.items():
+                served.enter_context(serve(agent, sockets / name))
+            return LocalGrid({name: SocketChannel(sockets / name) for name in agents})
+
+        outside = federation.run(tmp_path / "outside", grid_of)
+    assert outside.shared.sha256() == inside.shared.sha256()
+    assert outside.evaluations == inside.evaluations
 
 
 def test_a_tower_that_no_site_trains_stays_bit_identical(federation_of, tmp_path):
@@ -146,9 +169,7 @@ def test_a_part_that_did_not_change_is_not_sent_again(federation_of, tmp_path):
     class Weighing(LocalGrid):
         def push_messages(self, messages):
             batch = list(messages)
-            sizes.extend(
-                len(body_of(m)) for m in batch if m.metadata.message_type == "train"
-            )
+            sizes.extend(len(body_of(m)) for m in batch if m.metadata.message_type == "train")
             return super().push_messages(batch)
 
     federation.run(tmp_path / "run", Weighing, type(federation.job).model_validate(tree))

@@ -114,7 +114,7 @@ class FakeSite:
         summary = TrainSummary(
             loss=1.0,
             validation_loss=2.0 + request.round,
-            gradient_norms={tower: 0.5 for tower in weights},
+            gradient_norms=dict.fromkeys(weights, 0.5),
             clipped=clipped,
             steps=3,
         )
@@ -286,4 +286,4 @@ def with_summary(reply: Reply, **changes: Any) -> Reply:
     return reply.model_copy(update={"summary": reply.summary.model_copy(update=changes)})
 
 
-__all__ = ["LAYOUT", "Federation", "FakeGrid", "FakeSite", "job_of", "replace", "with_summary"]
+__all__ = ["LAYOUT", "FakeGrid", "FakeSite", "Federation", "job_of", "replace", "with_summary"]

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +48,7 @@ def test_weights_are_small_positive_and_within_the_cap(counts, weighting, share)
         limit = max(share, 1 / len(weights))
         assert max(weights.values()) <= limit * sum(weights.values()) + 1e-6
         ordered = sorted(weights, key=lambda site: counts[site])
-        assert all(weights[a] <= weights[b] for a, b in zip(ordered, ordered[1:], strict=False))
+        assert all(weights[a] <= weights[b] for a, b in itertools.pairwise(ordered))
 
 
 def test_towers_are_weighted_each_for_itself():

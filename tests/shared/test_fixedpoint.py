@@ -39,15 +39,20 @@ def test_weighted_mean_is_exact_to_a_step_and_has_no_order(values, order):
     weights, sites = [1, 2, 3, 5], 4
     changes = [np.array(values, np.float32) * (k - 1) for k in range(sites)]
     scale = choose_scale(sum(weights), 10.0, sites)
-    sent = [encode({"f": c}, lambda _, w=w: w, scale)["f"] for c, w in zip(changes, weights)]
+    sent = [
+        encode({"f": c}, lambda _, w=w: w, scale)["f"]
+        for c, w in zip(changes, weights, strict=True)
+    ]
     total = np.sum([sent[k] for k in order], axis=0, dtype=np.uint32)
     assert np.array_equal(total, np.sum(sent, axis=0, dtype=np.uint32))
-    mean = sum(w * c.astype(np.float64) for c, w in zip(changes, weights)) / sum(weights)
+    mean = sum(w * c.astype(np.float64) for c, w in zip(changes, weights, strict=True)) / sum(
+        weights
+    )
     step = sites / 2 / scale / sum(weights)
     assert np.abs(decode(total, sum(weights), scale) - mean).max() <= step + 1e-6 * abs(mean).max()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e9])
 def test_never_wraps_a_value_that_does_not_fit(value):
-    with pytest.raises(WireError, match="f: .*clip it first"):
+    with pytest.raises(WireError, match=r"f: .*clip it first"):
         encode({"f": np.array([value], np.float32)}, lambda _: 1, 1.0)
