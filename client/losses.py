@@ -20,7 +20,6 @@ from torch import Tensor
 
 from client.batches import Batch, PreparedSplit, Rows, pixels_of, prepare, shifted
 from client.data.records import SiteData
-from shared.adapter import TOWERS, Tower
 from shared.model.encoder import DualEncoder
 from shared.objectives.anchor import anchor
 from shared.objectives.infonce import infonce, pair_targets
@@ -87,17 +86,15 @@ def encode(
     prepared: PreparedSplit,
     batch: Batch,
     shift: tuple[int, np.random.Generator] | None = None,
-    towers: Iterable[Tower] = TOWERS,
 ) -> Features:
     """Return the features of a batch; identical texts are encoded once."""
     image = text = torch.zeros(0, 1, device=encoder.device)
-    wanted = set(towers)
     rows = batch.with_image
-    if len(rows) and "image" in wanted:
+    if len(rows):
         pixels = pixels_of(prepared, rows)
         image = encoder.encode_images(pixels if shift is None else shifted(pixels, *shift))
     rows = batch.with_text
-    if len(rows) and "text" in wanted:
+    if len(rows):
         _, first, place = np.unique(
             prepared.text_numbers[rows].numpy(), return_index=True, return_inverse=True
         )
@@ -108,18 +105,15 @@ def encode(
 
 
 @torch.no_grad()
-def encode_all(
-    encoder: DualEncoder, prepared: PreparedSplit, batch: Batch, towers: Iterable[Tower] = TOWERS
-) -> Features:
+def encode_all(encoder: DualEncoder, prepared: PreparedSplit, batch: Batch) -> Features:
     """Return the features of many rows, without gradients, some hundreds at a time."""
     none: Rows = batch.pairs[:0]
-    wanted = set(towers)
     images, texts = [], []
-    rows = batch.with_image if "image" in wanted else none
+    rows = batch.with_image
     for start in range(0, len(rows), _CHUNK):
         part = Batch(none, rows[start : start + _CHUNK], none)
         images.append(encode(encoder, prepared, part).image)
-    rows = batch.with_text if "text" in wanted else none
+    rows = batch.with_text
     for start in range(0, len(rows), _CHUNK):
         part = Batch(none, none, rows[start : start + _CHUNK])
         texts.append(encode(encoder, prepared, part).text)
@@ -129,14 +123,19 @@ def encode_all(
 
 @torch.no_grad()
 def embed_prompts(encoder: DualEncoder, data: SiteData) -> PromptSet | None:
-    """Embed the site's prompts under the view in use; ``None`` if no finding has any."""
+    """Embed the site's prompts under the view in use.
+
+    Returns:
+        ``None`` if no finding has prompts, or no record needs them: pairs learn from each other.
+    """
     columns = [
         number
         for number, finding in enumerate(data.findings)
         if (p := data.prompts.get(finding)) is not None and p.positive and p.negative
     ]
-    train = prepare(encoder, data, "train")
-    if not columns or not bool(train.labelled.any()):
+    train, val = (prepare(encoder, data, split) for split in ("train", "val"))
+    lone = sum(len(s.everything.images) + len(s.everything.texts) for s in (train, val))
+    if not columns or not lone or not bool(train.labelled.any()):
         return None
     sides = [
         texts

@@ -17,7 +17,7 @@ from shared.metrics.calibration import prevalence_logit
 from shared.metrics.retrieval import TextGallery, text_gallery
 from shared.results import METRICS, Metric
 
-_FEW_PATIENTS = "fewer than three test patients, so no interval can be estimated"
+_FEW_PATIENTS = f"fewer than {MINIMUM_PATIENTS} test patients, so no interval can be estimated"
 ZERO_SHOT: tuple[Metric, ...] = ("auroc", "accuracy", "ece")
 RETRIEVAL: tuple[Metric, ...] = tuple(m for m in METRICS if m not in ZERO_SHOT)
 

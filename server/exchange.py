@@ -75,7 +75,7 @@ class Answer:
     Attributes:
         site: As in the question.
         node: As in the question.
-        state: ``in``, ``late``, ``missing``, ``refused`` or (not needed) ``idle``.
+        state: ``in``, ``missing``, ``refused`` or (not needed) ``idle``.
         reason: Code, unless ``in``.
         reply: The site's reply, as far as it is trustworthy.
         update: Its change, if it was admitted to train.
@@ -155,7 +155,7 @@ class Exchange:
 
         Args:
             questions: Sent at once.
-            seconds: So long is waited; a question without an answer by then is ``late``.
+            seconds: So long is waited; a question without an answer by then is ``missing``.
             enough: After so many admitted answers the others are not waited for; those that
                 came with the same look count too.
         """
@@ -179,7 +179,7 @@ class Exchange:
         missed = enough is None or admitted < enough
         for message_id, closed in waiting.items():
             self._given_up[message_id] = closed.question
-            state: ParticipationState = "late" if missed else "idle"
+            state: ParticipationState = "missing" if missed else "idle"
             yield closed.close(self.clock(), state, DEADLINE if missed else SURPLUS)
 
     def _send(self, opened: Sequence[_Open], waiting: dict[str, _Open]) -> Iterator[Answer]:

@@ -61,14 +61,14 @@ class Contribution:
     @property
     def lost(self) -> bool:
         """Return whether the run had to do without what it asked the site for."""
-        return self.state in ("late", "missing", "refused")
+        return self.state in ("missing", "refused")
 
 
 SURPLUS = "enough-answered"
 """Reason of a site that was asked beyond the cohort and was not needed; it is not lost."""
 
 _DONE: Mapping[ParticipationState, str] = {
-    "late": "the round was closed without it; a later answer is dropped",
+    "late": "waited for; its contribution was used",
     "missing": "the round went on without it; it is asked again in the next one",
     "refused": "its answer was left out of the round",
 }

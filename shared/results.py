@@ -166,7 +166,9 @@ class ParticipationCell(_Frozen):
     """What became of one request.
 
     Attributes:
-        state: ``in`` if the contribution was admitted.
+        state: ``in`` if the contribution was admitted, ``late`` if it was waited for beyond its
+            forecast and admitted; ``missing`` and ``refused`` did not count; ``idle`` was not
+            asked or not needed.
         reason: A reason code if it did not count.
         done: What was done about it, as a sentence.
         seconds: From the question to the answer.

@@ -193,7 +193,7 @@ def status_of(
     """
     asked = [cell for log in outcome.sites.values() for cell in log.participation]
     asked = [cell for cell in asked if cell.state != "idle" and cell.reason != SURPLUS]
-    lost = sum(cell.state != "in" for cell in asked)
+    lost = sum(cell.state not in ("in", "late") for cell in asked)
     silent = sorted(name for name in names if name not in outcome.evaluations)
     reasons = []
     if outcome.rounds < job.rounds:

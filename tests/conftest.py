@@ -12,37 +12,11 @@ from client.data.records import Prompts, SiteData, Split, SplitName
 from shared.config import JobConfig
 from shared.results import DatasetOrigin
 
-WORDS = [
-    "no",
-    "finding",
-    "left",
-    "right",
-    "upper",
-    "lower",
-    "bright",
-    "dark",
-    "square",
-    "spot",
-    "small",
-    "large",
-    "seen",
-    "clear",
-    "chest",
-    "image",
-    "there",
-    "is",
-    "a",
-    "an",
-    "of",
-    "the",
-    "and",
-    "normal",
-    "study",
-    "shows",
-    "with",
-    "without",
-    "opacity",
-]
+WORDS = (
+    *("no", "finding", "left", "right", "upper", "lower", "bright", "dark", "square", "spot"),
+    *("small", "large", "seen", "clear", "chest", "image", "there", "is", "a", "an", "of"),
+    *("the", "and", "normal", "study", "shows", "with", "without", "opacity"),
+)
 FINDINGS = ("bright", "dark")
 PLACES = ("upper", "lower")
 SIZE = 16
@@ -54,7 +28,7 @@ def _save_tokenizer(folder: Path) -> int:
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<s>", "</s>"]
-    vocabulary = {word: number for number, word in enumerate(special + WORDS)}
+    vocabulary = {word: number for number, word in enumerate((*special, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -14,7 +14,7 @@ from shared.results import Kind, ParticipationState
 Metrics = Mapping[tuple[int, int, str], Mapping[str, float]]
 """Numbers by (round, attempt, site) and name."""
 
-_LOST: tuple[ParticipationState, ...] = ("late", "missing", "refused")
+_LOST: tuple[ParticipationState, ...] = ("missing", "refused")
 _GRADIENT_NORM = "gradient_norm_"
 
 

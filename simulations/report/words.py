@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
+from shared.metrics import MINIMUM_PATIENTS
 from shared.results import Comparison, Kind, Metric, Model
 
 MINIMUM_COUNT = 20  # no smaller count of records or patients is printed outside a simulation
+LEAST_PATIENTS = MINIMUM_PATIENTS
 FEW_PATIENTS = 150  # below this a site's intervals are read with care
-# With fewer patients, all pointing the same way by chance is likelier than 1 in 20
-# (2 * 0.5 ** 5), so an interval drawn by patient cannot be a 95 % interval.
-LEAST_PATIENTS = 6
 POOR_CALIBRATION = 0.08
 
 

@@ -141,7 +141,7 @@ def test_a_lost_reply_closes_the_round_at_its_deadline_and_is_told(federation_of
         tmp_path / "run", lambda agents: LocalGrid(agents, fail=fail), job.model_copy()
     )
     assert not outcome.complete
-    assert [cell.state for cell in outcome.sites["c-text"].participation] == ["late"]
+    assert [cell.state for cell in outcome.sites["c-text"].participation] == ["missing"]
     assert [cell.state for cell in outcome.sites["a-paired"].participation] == ["in"]
 
 

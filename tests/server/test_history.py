@@ -66,7 +66,7 @@ def test_a_round_comes_back_as_it_was_recorded(history):
         loss=0.5, validation_loss=0.25, clipped=True, gradient_norms={"image": 0.125},
         peak_memory_bytes=2**35,
     )  # fmt: skip
-    wanted = record(contributions=[full, contribution("b", "late", reason="deadline")])
+    wanted = record(contributions=[full, contribution("b", "missing", reason="deadline")])
     attempt = history.open_round("run", 1)
     assert attempt == 1
     history.record_round("run", wanted)
@@ -76,7 +76,7 @@ def test_a_round_comes_back_as_it_was_recorded(history):
     assert first.examples == {"image": 100, "text": 0}  # a bucket, not a count
     assert first.gradient_norms == {"image": 0.125}
     assert (first.loss, first.validation_loss, first.clipped) == (0.5, 0.25, True)
-    assert (second.state, second.reason, second.loss) == ("late", "deadline", None)
+    assert (second.state, second.reason, second.loss) == ("missing", "deadline", None)
     assert history.last_round("run") == found
 
 
@@ -120,7 +120,7 @@ def test_the_database_itself_refuses_a_second_contribution(history, tmp_path):
         ("in", None, "finished"),
         ("idle", None, "finished"),
         ("idle", SURPLUS, "finished"),
-        ("late", "deadline", "finished-incomplete"),
+        ("missing", "deadline", "finished-incomplete"),
         ("missing", "node-unavailable", "finished-incomplete"),
         ("refused", "norm-too-large", "finished-incomplete"),
     ],

@@ -116,8 +116,8 @@ def test_a_site_that_always_asks_for_parts_is_left_out(federation):
 @pytest.mark.parametrize(
     ("wish", "state", "reason"),
     [
-        ("lost", "late", "deadline"),
-        (30.0, "late", "deadline"),
+        ("lost", "missing", "deadline"),
+        (30.0, "missing", "deadline"),
         ("error", "missing", "node-unavailable"),
     ],
 )

@@ -183,7 +183,7 @@ def test_mean_counts_only_sites_that_measured_and_worst_knows_the_direction():
     assert worst.differences["personal_minus_local"]["auroc"].value == pytest.approx(-0.08)
 
 
-@pytest.mark.parametrize("state", ["late", "missing", "refused"])
+@pytest.mark.parametrize("state", ["missing", "refused"])
 def test_a_lost_contribution_is_never_plain_success(state):
     run = outcome()
     run.sites["aldern"].participation[0] = ParticipationCell(state=state, reason="x")
@@ -196,7 +196,7 @@ def test_a_site_that_was_not_asked_or_not_needed_is_no_loss():
     run = outcome()
     run.sites["aldern"].participation[0] = ParticipationCell(state="idle")
     run.sites["corvelle"].participation[1] = ParticipationCell(
-        state="late", reason="enough-answered"
+        state="idle", reason="enough-answered"
     )
     assert build(run).status == "finished"
 

@@ -209,8 +209,8 @@ def test_refuses_an_adapter_that_does_not_fit(encoder) -> None:
     name = next(iter(factors))
     with pytest.raises(AdapterMismatchError, match="expected shape"):
         encoder.use(AdapterView(SharedAdapter({**factors, name: factors[name][:, :-1]})))
+    wrong = {n.replace("q_proj", "qq_proj"): a for n, a in factors.items()}
     with pytest.raises(AdapterMismatchError, match="residual does not fit"):
-        wrong = {n.replace("q_proj", "qq_proj"): a for n, a in factors.items()}
         encoder.use(AdapterView(SharedAdapter(factors, residual=wrong)))
 
 

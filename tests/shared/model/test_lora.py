@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -39,7 +38,7 @@ def _fill(model: nn.Module) -> None:
 
 
 @pytest.fixture
-def arms() -> Iterator[tuple[nn.Module, nn.Module, dict[str, MergedLinear]]]:
+def arms() -> tuple[nn.Module, nn.Module, dict[str, MergedLinear]]:
     """The same model with PEFT's layers and with ours, with the same random factors."""
     torch.manual_seed(0)
     ours = _Two()
@@ -55,7 +54,7 @@ def arms() -> Iterator[tuple[nn.Module, nn.Module, dict[str, MergedLinear]]]:
     _, layers = inject(ours, config, personal_rank=2)
     _fill(stock)
     _fill(ours)
-    yield stock, ours, layers
+    return stock, ours, layers
 
 
 def _activate(stock: nn.Module, layers: dict[str, MergedLinear], *, personal: bool) -> None:
@@ -118,7 +117,7 @@ def test_scoring_in_inference_mode_does_not_spoil_training(arms) -> None:
 
 
 def test_removing_residual_and_adapters_gives_the_frozen_weight_bit_for_bit(arms) -> None:
-    _, ours, layers = arms
+    _, _, layers = arms
     layer = layers["visual_projection"]
     before = layer.base_layer.weight.detach().clone()
     _activate(nn.Identity(), layers, personal=True)
