@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from client.audit import AuditLog
 from client.data.load import load_site
 from client.data.records import SiteData
 from client.evaluation import evaluate_site
 from client.personalization import personalize
 from client.policy import SitePolicy
+from client.received import EMPTY, check_fits, receive_parts
 from client.release import (
     Answer,
     release_again,
@@ -40,14 +39,9 @@ from client.state import SiteState, StoredPersonal
 from client.training import SiteTask, train_shared, validation_loss
 from shared.adapter import (
     TOWERS,
-    Adapter,
     AdapterLayout,
-    Factor,
     SharedAdapter,
     Tower,
-    adapter_sha256,
-    check_compatible,
-    factor_name,
 )
 from shared.config import JobConfig
 from shared.errors import (
@@ -62,7 +56,6 @@ from shared.errors import (
 )
 from shared.layout_file import load_adapter
 from shared.messages import (
-    PARTS,
     Description,
     Part,
     Request,
@@ -71,7 +64,6 @@ from shared.messages import (
     TrainSummary,
     decode_request,
     join_parts,
-    unpack_parts,
 )
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
@@ -80,8 +72,6 @@ from shared.results import Model
 log = logging.getLogger(__name__)
 
 _OURS = Path(__file__).parents[1]
-_EMPTY = adapter_sha256({})
-_B_AND_A: tuple[Factor, Factor] = ("B", "A")
 
 # The reason code that stands for a sort of error; the error's own text stays at the site.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -245,32 +235,19 @@ class SiteAgent:
         views: dict[Model, AdapterView] = {}
         for model, path in self._settings.references.items():
             if path.exists():
-                views[model] = AdapterView(shared=_fitting(layout, _load_reference(path)))
+                reference = _load_reference(path)
+                check_fits(layout, reference)
+                views[model] = AdapterView(shared=reference)
         return views
 
     def _receive(self, work: _Work) -> SharedAdapter:
-        """Put the shared adapter together from what came and what the site holds.
-
-        Raises:
-            WireError: If a part has another digest than the request says.
-            AdapterMismatchError: If it does not fit the encoder, or is not finite.
-        """
-        stated = {part: work.request.parts.get(part, _EMPTY) for part in PARTS}
-        came = unpack_parts(work.tensors)
-        parts: dict[Part, Adapter] = {}
-        for part, sha256 in stated.items():
-            found = came.get(part, {} if sha256 == _EMPTY else self._state.held(part, sha256))
-            if found is None:
-                continue
-            if adapter_sha256(found) != sha256:
-                raise WireError(f"request: part {part} has another digest than was stated")
-            if part in came:
-                self._state.hold(part, found)
-            self._held[part] = sha256
-            parts[part] = found
-        if len(parts) < len(PARTS):
+        parts, missing = receive_parts(work.request, work.tensors, self._state)
+        self._held.update({part: work.request.parts.get(part, EMPTY) for part in parts})
+        if missing:
             raise _MissingPartsError
-        return _fitting(work.encoder.layout, join_parts(parts, work.request.folds))
+        shared = join_parts(parts, work.request.folds)
+        check_fits(work.encoder.layout, shared)
+        return shared
 
     def _reply(self, request: Request | None, started: float) -> Answer:
         return Answer(
@@ -298,35 +275,6 @@ def towers_in_use(
         else:
             use[tower] = "personal" if alpha.get(tower, 0.0) > 0 else "shared"
     return use
-
-
-def _fitting(layout: AdapterLayout, shared: SharedAdapter) -> SharedAdapter:
-    """Return a shared adapter after checking that the encoder can carry it.
-
-    Raises:
-        AdapterMismatchError: If names or shapes do not fit, or a value is not finite.
-    """
-    check_compatible(layout, shared.factors, layout.names())
-    _check_residual(layout, shared.residual)
-    for name, array in (*shared.factors.items(), *shared.residual.items()):
-        if not np.isfinite(array).all():
-            raise AdapterMismatchError(f"{name}: not finite")
-    return shared
-
-
-def _check_residual(layout: AdapterLayout, residual: Adapter) -> None:
-    """Check folded products: both factors of a layer, of any common rank."""
-    unknown = set(residual) - set(layout.names())
-    if unknown:
-        raise AdapterMismatchError(f"residual: {min(unknown)} is not in the base's layout")
-    for layer in layout.layers:
-        b, a = (residual.get(factor_name(layer.module, factor)) for factor in _B_AND_A)
-        if b is None and a is None:
-            continue
-        if b is None or a is None or b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
-            raise AdapterMismatchError(f"residual of {layer.module}: its factors do not pair")
-        if (b.shape[0], a.shape[1]) != (layer.outputs, layer.inputs):
-            raise AdapterMismatchError(f"residual of {layer.module}: does not fit the base")
 
 
 def _load_reference(path: Path) -> SharedAdapter:

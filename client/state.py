@@ -106,6 +106,7 @@ def private_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # it may have been there before
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}") from None
 

@@ -225,7 +225,6 @@ class _Federation:
 
     def carry_out(self, baselines: BaselinesProcess, progress: RunProgress) -> RunOutcome:
         """Run all rounds and the closing phases over the job's engine."""
-
         coordinate = partial(
             run_job,
             job=self.job,

@@ -26,6 +26,7 @@ from shared.adapter import (
 )
 from shared.config import LoraConfig, ModelConfig
 from shared.errors import AdapterMismatchError, BaseModelError
+from shared.model import clip_forward
 from shared.model.base import Family, base_digest, choose_device, find_base, load_model
 from shared.model.lora import MergedLinear, Which, inject
 from shared.model.pixels import PixelPipeline
@@ -78,6 +79,7 @@ class DualEncoder:
         self._pixels: PixelPipeline
         self._tokenizer: Any
         self.max_tokens = 0
+        self._lean = clip_forward.applies_to(model)
         self.personal_rank = 0
         self._layers: dict[str, MergedLinear] = {}
         self._held: dict[Which, Adapter | None] = {"shared": None, "personal": None}
@@ -163,16 +165,22 @@ class DualEncoder:
         """Return L2-normalised features, (b, d) float32, of pictures (b, h, w, c) uint8."""
         values = self._pixels.to_values(pixels.to(self.device))
         with self._autocast():
-            features = self.model.get_image_features(pixel_values=values).pooler_output
+            if self._lean:
+                features = clip_forward.image_features(self.model, values)
+            else:
+                features = self.model.get_image_features(pixel_values=values).pooler_output
         return nn.functional.normalize(features.float(), dim=-1)
 
     def encode_texts(self, tokens: Tokens) -> Tensor:
         """Return L2-normalised features, (b, d) float32, of tokenised texts."""
         mask = tokens.mask if self._family.mask else None
         with self._autocast():
-            features = self.model.get_text_features(
-                input_ids=tokens.ids, attention_mask=mask
-            ).pooler_output
+            if self._lean:
+                features = clip_forward.text_features(self.model, tokens.ids)
+            else:
+                features = self.model.get_text_features(
+                    input_ids=tokens.ids, attention_mask=mask
+                ).pooler_output
         return nn.functional.normalize(features.float(), dim=-1)
 
     def _autocast(self) -> AbstractContextManager[object]:

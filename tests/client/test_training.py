@@ -43,9 +43,7 @@ def start(encoder: DualEncoder) -> SharedAdapter:
 def train(
     encoder: DualEncoder, data: SiteData, start: SharedAdapter, job: JobConfig, **changes: object
 ) -> TrainedAdapter:
-    task = SiteTask(
-        **{"data": data, "start": start, "factors": ("B",), "seed": 5, "round": 1, **changes}
-    )
+    task = {"data": data, "start": start, "factors": ("B",), "seed": 5, "round": 1, **changes}
     return train_shared(encoder, [SiteTask(**task)], job)[0]
 
 

@@ -59,6 +59,11 @@ DIFFS = [block for block in BLOCKS if block.language == "diff"]
 SECTIONS = list(dict.fromkeys(block.section for block in BLOCKS))
 
 
+def prose():
+    """The page without its blocks."""
+    return re.sub(r"(?ms)^```.*?^```$", "", (ROOT / PAGE).read_text(encoding="utf-8"))
+
+
 def apply_diff(lines, folder):
     """Change one file: every hunk's old lines must stand in it exactly once, as whole lines."""
     before, after, *rest = lines
@@ -130,6 +135,7 @@ def followed(tmp_path_factory):
     for block in FILES:
         path = folder / block.title
         assert not path.exists(), f"{block.title} is there already"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(block.lines) + "\n", encoding="utf-8")
     for block in DIFFS:
         apply_diff(block.lines, folder)
@@ -157,15 +163,12 @@ def test_what_the_page_adds_is_clean(followed):
 
 
 def test_the_page_names_every_file_that_it_adds():
-    text = (ROOT / PAGE).read_text(encoding="utf-8")
-    prose = re.sub(r"(?ms)^```.*?^```$", "", text)
-    assert [block.title for block in FILES if f"`{block.title}`" not in prose] == []
+    assert [block.title for block in FILES if f"`{block.title}`" not in prose()] == []
 
 
 def test_every_link_within_the_repository_leads_somewhere():
-    text = (ROOT / PAGE).read_text(encoding="utf-8")
     anchors = {re.sub(r"[^\w-]", "", s.lower().replace(" ", "-")) for s in SECTIONS}
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose()):
         if target.startswith("#"):
             assert target[1:] in anchors
         else:

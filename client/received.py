@@ -1,0 +1,78 @@
+"""The shared adapter as it reaches a site: in parts, checked before anything uses it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.state import SiteState
+from shared.adapter import (
+    Adapter,
+    AdapterLayout,
+    Factor,
+    SharedAdapter,
+    adapter_sha256,
+    check_compatible,
+    factor_name,
+)
+from shared.errors import AdapterMismatchError, WireError
+from shared.messages import PARTS, Part, Request, unpack_parts
+
+EMPTY = adapter_sha256({})
+"""Digest of a part without factors, which never has to be sent."""
+
+_B_AND_A: tuple[Factor, Factor] = ("B", "A")
+
+
+def receive_parts(
+    request: Request, tensors: Mapping[str, NDArray[np.generic]], state: SiteState
+) -> tuple[dict[Part, Adapter], list[Part]]:
+    """Return the parts that came with a request or are held, and the names of the missing.
+
+    What came is held from now on.
+
+    Raises:
+        WireError: If a part has another digest than the request says.
+    """
+    came = unpack_parts(tensors)
+    parts: dict[Part, Adapter] = {}
+    for part in PARTS:
+        sha256 = request.parts.get(part, EMPTY)
+        if part in came:
+            if adapter_sha256(came[part]) != sha256:
+                raise WireError(f"request: part {part} has another digest than was stated")
+            state.hold(part, came[part])
+            parts[part] = came[part]
+        elif sha256 == EMPTY:
+            parts[part] = {}
+        elif (held := state.held(part, sha256)) is not None:
+            parts[part] = held
+    return parts, [part for part in PARTS if part not in parts]
+
+
+def check_fits(layout: AdapterLayout, shared: SharedAdapter) -> None:
+    """Raise unless an encoder with this layout can carry a shared adapter.
+
+    Raises:
+        AdapterMismatchError: If names or shapes do not fit, or a value is not finite.
+    """
+    check_compatible(layout, shared.factors, layout.names())
+    _check_residual(layout, shared.residual)
+    for name, array in (*shared.factors.items(), *shared.residual.items()):
+        if not np.isfinite(array).all():
+            raise AdapterMismatchError(f"{name}: not finite")
+
+
+def _check_residual(layout: AdapterLayout, residual: Adapter) -> None:
+    """Check folded products: both factors of a layer, of any common rank."""
+    unknown = set(residual) - set(layout.names())
+    if unknown:
+        raise AdapterMismatchError(f"residual: {min(unknown)} is not in the base's layout")
+    for layer in layout.layers:
+        b, a = (residual.get(factor_name(layer.module, factor)) for factor in _B_AND_A)
+        if b is None and a is None:
+            continue
+        if b is None or a is None or b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
+            raise AdapterMismatchError(f"residual of {layer.module}: its factors do not pair")
+        if (b.shape[0], a.shape[1]) != (layer.outputs, layer.inputs):
+            raise AdapterMismatchError(f"residual of {layer.module}: does not fit the base")
