@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from shared.adapter import Adapter, Array, Tower, adapter_sha256
 from shared.errors import StorageError
-from shared.files import storage_error, write_atomic
+from shared.files import TEMPORARY, storage_errors, write_atomic
 from shared.messages import Part
 
 _DIGEST_BYTES = 32
@@ -124,15 +124,12 @@ def replace_private(path: Path, content: bytes) -> None:
     Raises:
         StorageError: If it cannot be written; an older file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    temporary = path.with_name(path.name + TEMPORARY)
+    with storage_errors(f"{path}: could not be written; what was there before is intact"):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]] | None:

@@ -25,7 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
-from server import durable
 from server.job_text import to_toml
 from server.run_files import (
     FORMAT,
@@ -37,6 +36,7 @@ from server.run_files import (
     sha256,
     to_json,
 )
+from shared import files
 from shared.adapter import SharedAdapter
 from shared.config import JobConfig
 from shared.errors import RunDirectoryError
@@ -119,12 +119,12 @@ class RunStore:
             "base_sha256": base_sha256,
             "seed": job.seed,
         }
-        with durable.storage_errors(f"{path}: the run directory cannot be made"):
+        with files.storage_errors(f"{path}: the run directory cannot be made"):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = lock_run(path)
         try:
-            durable.write(path / "job.toml", to_toml(job).encode())
-            durable.write(path / "manifest.json", to_json(manifest))
+            files.write_atomic(path / "job.toml", to_toml(job).encode())
+            files.write_atomic(path / "manifest.json", to_json(manifest))
         except BaseException:
             lock.close()
             raise
@@ -197,16 +197,16 @@ class RunStore:
                 "files": {"shared.safetensors": sha256(tensors)},
             }
         )
-        with durable.storage_errors(self._intact(round_number)):
+        with files.storage_errors(self._intact(round_number)):
             for leftover in (temporary, final):  # of a crash before the history's row
                 if leftover.exists():
                     shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
-            durable.write_new(temporary / "shared.safetensors", tensors)
-            durable.write_new(temporary / "manifest.json", manifest)
-            durable.sync_directory(temporary)
+            files.write_new(temporary / "shared.safetensors", tensors)
+            files.write_new(temporary / "manifest.json", manifest)
+            files.sync_directory(temporary)
             temporary.replace(final)
-            durable.sync_directory(final.parent)
+            files.sync_directory(final.parent)
         return sha256(manifest)
 
     def load_round(self, round_number: int, manifest_sha256: str) -> SharedAdapter:
@@ -236,7 +236,7 @@ class RunStore:
             Numbers of the rounds that were removed.
         """
         removed = []
-        with durable.storage_errors(f"{self.path}: leftovers of a crash cannot be removed"):
+        with files.storage_errors(f"{self.path}: leftovers of a crash cannot be removed"):
             for folder in sorted((self.path / "checkpoints").glob("*round-*")):
                 match = _ROUND.fullmatch(folder.name)
                 if match is None:
@@ -245,7 +245,7 @@ class RunStore:
                     shutil.rmtree(folder)
                     removed.append(int(match[1]))
             for folder in (self.path, self.path / "personalized", self.path / "evaluations"):
-                for leftover in folder.glob(f"*{durable.TEMPORARY}"):
+                for leftover in folder.glob(f"*{files.TEMPORARY}"):
                     leftover.unlink(missing_ok=True)
         return removed
 
@@ -260,7 +260,7 @@ class RunStore:
             StorageError: If it could not be written; what it replaces is intact.
         """
         target = self.path / path
-        durable.write(target, content)
+        files.write_atomic(target, content)
         return target
 
     def record_path(self, folder: str, site: str) -> Path:
@@ -282,7 +282,7 @@ class RunStore:
 
     def write_record(self, folder: str, site: str, record: Mapping[str, Any]) -> None:
         """Write a site's record, whole or not at all."""
-        durable.write(self.record_path(folder, site), to_json({**record, "site": site}))
+        files.write_atomic(self.record_path(folder, site), to_json({**record, "site": site}))
 
     def _intact(self, round_number: int) -> str:
         before = f"round {round_number - 1} is intact" if round_number > 1 else "the run is intact"

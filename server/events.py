@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from server.durable import storage_errors
+from shared.files import storage_errors
 
 EventKind = Literal[
     "run-started", "run-resumed", "site-described", "checkpoint-damaged",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from server import durable
+from shared import files
 from shared.config import JobConfig, load_job
 from shared.errors import ConfigError, RunDirectoryError, StorageError
 
@@ -74,7 +74,7 @@ def lock_run(path: Path) -> IO[str]:
         RunDirectoryError: If another process holds the lock.
         StorageError: If the file system cannot lock.
     """
-    with durable.storage_errors(f"{path}: the lock file cannot be made"):
+    with files.storage_errors(f"{path}: the lock file cannot be made"):
         lock = (path / "lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

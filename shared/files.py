@@ -1,18 +1,22 @@
-"""Writing so that a reader sees a file or folder whole, or not at all."""
+"""Writing so that a reader sees a file or folder whole, or not at all, and on the disk."""
 
-import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shared.errors import StorageError
 
+TEMPORARY = ".unfinished"
+"""How the name of a file or folder ends while it is being written."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file: temporary file, fsync, rename, fsync of the folder.
+    """Write a file in one step: temporary file, fsync, rename, fsync of the directory.
 
     Args:
         path: The file; its folder is created if missing.
@@ -20,65 +24,66 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
         mode: Permissions; 0o600 for what is private.
 
     Raises:
-        StorageError: If the disk is full or cannot be written; an older file stays as it was.
+        StorageError: If it could not be written; a file of that name is as it was.
     """
-    temporary: Path | None = None
-    try:
+    temporary = path.with_name(path.name + TEMPORARY)
+    with storage_errors(f"{path}: could not be written; what was there before is intact"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
+        try:
+            write_new(temporary, content, mode)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
 
 
-@contextlib.contextmanager
+def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file that no one reads yet, and wait until it is on the disk."""
+    with path.open("wb") as file:
+        os.fchmod(file.fileno(), mode)  # before there is any content to read
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``path`` if the block succeeds.
 
     Raises:
-        StorageError: If the disk is full or cannot be written; an older folder stays as it was.
+        StorageError: If it could not be written; an older folder is as it was.
     """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with storage_errors(f"{path}: could not be written; what was there before is intact"):
+        shutil.rmtree(temporary, ignore_errors=True)  # of an earlier crash
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until a directory's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise storage_error(path, error) from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, error) from error
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
 
 
-def sync_folder(path: Path) -> None:
-    """Make a rename in a folder survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+@contextmanager
+def storage_errors(message: str) -> Iterator[None]:
+    """Turn errors of the operating system into ``StorageError`` with a cause and a message."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """Say which write failed and what to do."""
-    if error.errno == errno.ENOSPC:
-        return StorageError(
-            f"{path}: the disk is full; what was committed before is intact; free some space "
-            "and go on with: consilia simulate --resume RUN"
-        )
-    return StorageError(f"{path}: cannot be written: {error.strerror or error}")
+        yield
+    except OSError as error:
+        cause = "no space left on the disk" if error.errno in _FULL else error.strerror or "error"
+        raise StorageError(f"{message} ({cause})") from error

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from client.data.records import SiteData
-from server import durable
 from server.outcome import RunOutcome, SiteLog
 from server.records import SURPLUS
+from shared import files
 from shared.config import JobConfig
 from shared.page.numbers import listing, plural
 from shared.results import (
@@ -230,5 +230,5 @@ def write_results(run_dir: Path, results: Results) -> Path:
     """
     path = run_dir / "results.json"
     text = json.dumps(results.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    durable.write(path, (text + "\n").encode())
+    files.write_atomic(path, (text + "\n").encode())
     return path

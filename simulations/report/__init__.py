@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 
-from shared.errors import RunDirectoryError, StorageError
+from shared.errors import RunDirectoryError
+from shared.files import write_atomic
 from shared.page.assets import FOLDER
 from shared.results import SCHEMA_VERSION, Results
 from simulations.report.context import Room, context
@@ -63,10 +62,7 @@ def write_report(run_dir: Path) -> Path:
     manifest_path = run_dir / "manifest.json"
     manifest = _load_json(manifest_path) if manifest_path.exists() else {}
     page, path = render(results, manifest, digest=digest), run_dir / "report.html"
-    try:
-        _write(path, page)
-    except OSError as error:
-        raise StorageError(f"{path}: the report could not be written: {error.strerror}") from error
+    write_atomic(path, page.encode())
     return path
 
 
@@ -100,22 +96,3 @@ def _load_json(path: Path) -> dict[str, object]:
     if not isinstance(data, dict):
         raise RunDirectoryError(f"{path}: expected one JSON object")
     return data
-
-
-def _write(path: Path, page: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

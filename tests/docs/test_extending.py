@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,11 @@ class Block:
     lines: list[str]
 
 
-def blocks_of(text):
-    blocks, section, opened = [], "", None
+def blocks_of(text: str) -> list[Block]:
+    """All fenced blocks of a page."""
+    blocks: list[Block] = []
+    section = ""
+    opened: Block | None = None
     for line in text.splitlines():
         fence = re.fullmatch(r'```(\w*)(?: title="([^"]+)")?', line)
         if opened is None and line.startswith("## "):
@@ -44,7 +48,7 @@ def blocks_of(text):
         elif opened is None and line.startswith("```"):
             assert fence, f"a fence that cannot be read: {line}"
             opened = Block(section, fence[1], fence[2] or "", [])
-        elif line == "```":
+        elif opened is not None and line == "```":
             blocks.append(opened)
             opened = None
         elif opened is not None:
@@ -59,12 +63,12 @@ DIFFS = [block for block in BLOCKS if block.language == "diff"]
 SECTIONS = list(dict.fromkeys(block.section for block in BLOCKS))
 
 
-def prose():
+def prose() -> str:
     """The page without its blocks."""
     return re.sub(r"(?ms)^```.*?^```$", "", (ROOT / PAGE).read_text(encoding="utf-8"))
 
 
-def apply_diff(lines, folder):
+def apply_diff(lines: list[str], folder: Path) -> None:
     """Change one file: every hunk's old lines must stand in it exactly once, as whole lines."""
     before, after, *rest = lines
     assert before.startswith("--- a/")
@@ -84,12 +88,13 @@ def apply_diff(lines, folder):
     path.write_text("\n".join(content) + "\n", encoding="utf-8")
 
 
-def commands_of(section):
+def commands_of(section: str) -> Iterator[tuple[str, list[str]]]:
     """The commands of a section's consoles, in order, each with the lines it shall print."""
     for block in BLOCKS:
         if block.section != section or block.language != "console":
             continue
-        command, printed = "", []
+        command = ""
+        printed: list[str] = []
         for line in [*block.lines, "$ "]:
             if line.startswith("$ "):
                 if command:
@@ -99,7 +104,7 @@ def commands_of(section):
                 printed.append(" ".join(line.split()))
 
 
-def run(command, folder):
+def run(command: str, folder: Path) -> list[str]:
     """Run a command of the page with the copy first on the path; return what it printed."""
     program, *arguments = shlex.split(command)
     environment = os.environ | {
@@ -124,7 +129,7 @@ def run(command, folder):
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with all files and changes of the page."""
     folder = tmp_path_factory.mktemp("copy")
     for name in COPIED:
@@ -143,7 +148,7 @@ def followed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_works_when_followed_to_the_letter(followed, section):
+def test_a_section_works_when_followed_to_the_letter(followed: Path, section: str) -> None:
     commands = list(commands_of(section))
     assert commands, f"{section}: nothing to run"
     for command, printed in commands:
@@ -152,7 +157,7 @@ def test_a_section_works_when_followed_to_the_letter(followed, section):
             assert line in found, f"$ {command}: did not print\n{line}"
 
 
-def test_what_the_page_adds_is_clean(followed):
+def test_what_the_page_adds_is_clean(followed: Path) -> None:
     """Under the repository's own rules, with the lines it changes."""
     changed = {block.lines[0].removeprefix("--- a/") for block in DIFFS}
     paths = sorted(
@@ -162,11 +167,11 @@ def test_what_the_page_adds_is_clean(followed):
     run(shlex.join(["python", "-m", "ruff", "format", "--check", *paths]), followed)
 
 
-def test_the_page_names_every_file_that_it_adds():
+def test_the_page_names_every_file_that_it_adds() -> None:
     assert [block.title for block in FILES if f"`{block.title}`" not in prose()] == []
 
 
-def test_every_link_within_the_repository_leads_somewhere():
+def test_every_link_within_the_repository_leads_somewhere() -> None:
     anchors = {re.sub(r"[^\w-]", "", s.lower().replace(" ", "-")) for s in SECTIONS}
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose()):
         if target.startswith("#"):

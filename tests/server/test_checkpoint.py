@@ -10,12 +10,12 @@ from fake_federation import BASE, LAYOUT, job_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import durable
 from server.aggregation import AltFold
 from server.aggregation.folding import fold
 from server.checkpoint import RunStore
 from server.job_text import to_toml
 from server.run_files import DamagedCheckpointError
+from shared import files
 from shared.adapter import SharedAdapter
 from shared.config import load_job, parse_job
 from shared.errors import RunDirectoryError, StorageError
@@ -74,10 +74,10 @@ def test_orphans_and_unfinished_files_are_removed(store):
     sha = store.commit_round(1, adapter(), {})
     store.commit_round(2, adapter(2), {})
     (store.path / "checkpoints" / ".round-0003").mkdir()
-    (store.path / f"results.json{durable.TEMPORARY}").write_text("half")
+    (store.path / f"results.json{files.TEMPORARY}").write_text("half")
     assert store.remove_orphans({1}) == [2]
     assert [p.name for p in (store.path / "checkpoints").iterdir()] == ["round-0001"]
-    assert not (store.path / f"results.json{durable.TEMPORARY}").exists()
+    assert not (store.path / f"results.json{files.TEMPORARY}").exists()
     store.load_round(1, sha)
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_the_round_before_intact(store, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full) if call != "open" else patch.setattr(
-            durable.Path, "open", full
+            files.Path, "open", full
         )
         with pytest.raises(StorageError, match="round 1 is intact; free space and resume"):
             store.commit_round(2, adapter(2), {})
@@ -163,7 +163,7 @@ def test_an_atomic_write_keeps_the_old_file_when_it_fails(store, monkeypatch):
         with pytest.raises(StorageError, match="no space left"):
             store.write_atomic("results.json", b"new")
     assert (store.path / "results.json").read_bytes() == b"old"
-    assert not list(store.path.glob(f"*{durable.TEMPORARY}"))
+    assert not list(store.path.glob(f"*{files.TEMPORARY}"))
 
 
 @pytest.mark.parametrize(

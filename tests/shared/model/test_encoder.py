@@ -12,7 +12,7 @@ from PIL import Image
 from shared.adapter import SharedAdapter, factor_name
 from shared.config import LoraConfig, ModelConfig
 from shared.errors import AdapterMismatchError, BaseModelError
-from shared.model import base
+from shared.model import base, clip_forward
 from shared.model.base import base_digest
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
@@ -87,13 +87,44 @@ def test_features_equal_the_stock_model(encoder, folder) -> None:
     if fixed:
         tokens.pop("attention_mask")
     tokens.pop("token_type_ids", None)
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (3, 16, 16, 1)).astype(np.uint8))
     with torch.no_grad():
         text = stock.get_text_features(**tokens).pooler_output
-    mine = features(encoder, AdapterView())[3:]
-    expected = torch.nn.functional.normalize(text, dim=-1).numpy()
-    np.testing.assert_allclose(mine, expected, atol=1e-5)
+        image = stock.get_image_features(pixel_values=encoder._pixels.to_values(pixels))
+    both = torch.cat([image.pooler_output, text])
+    expected = torch.nn.functional.normalize(both, dim=-1).numpy()
+    np.testing.assert_allclose(features(encoder, AdapterView()), expected, atol=1e-5)
     assert encoder.logit_scale == pytest.approx(np.exp(2.3), rel=1e-5)
     assert encoder.logit_bias == pytest.approx(-3.0 if fixed else 0.0)
+
+
+@pytest.mark.parametrize("end_token", [2, 3])
+def test_the_short_forward_of_clip_equals_the_long_one(clip_folder, end_token) -> None:
+    from transformers import AutoConfig, CLIPModel
+
+    config = AutoConfig.from_pretrained(clip_folder)
+    config.text_config.eos_token_id = end_token
+    model = CLIPModel.from_pretrained(clip_folder, config=config, dtype=torch.float32).eval()
+    assert clip_forward.applies_to(model)
+    # 32 is the highest id, which checkpoints with end token 2 pool at; 3 is the end token.
+    ids = torch.tensor([[2, 9, 32, 3, 0, 0], [2, 5, 6, 7, 32, 3], [2, 32, 3, 0, 0, 0]])
+    values = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for short in (True, False):
+        model.zero_grad()
+        if short:
+            text = clip_forward.text_features(model, ids)
+            image = clip_forward.image_features(model, values)
+        else:
+            text = model.get_text_features(input_ids=ids).pooler_output
+            image = model.get_image_features(pixel_values=values).pooler_output
+        (text.square().sum() + image.square().sum()).backward()
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        gradients.append({"text": text.detach(), "image": image.detach(), **found})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_a_text_means_the_same_alone_and_beside_a_longer_one(encoder) -> None:
