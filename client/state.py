@@ -5,7 +5,6 @@ Nothing in it is ever sent. Files are readable by their owner only and are repla
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from shared.adapter import Adapter, Array, Tower, adapter_sha256
 from shared.errors import StorageError
-from shared.files import TEMPORARY, storage_errors, write_atomic
+from shared.files import write_atomic
 from shared.messages import Part
 
 _DIGEST_BYTES = 32
@@ -124,12 +123,7 @@ def replace_private(path: Path, content: bytes) -> None:
     Raises:
         StorageError: If it cannot be written; an older file stays as it was.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
-    with storage_errors(f"{path}: could not be written; what was there before is intact"):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        temporary.replace(path)
+    write_atomic(path, content, mode=0o600, wait=False)
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]] | None:

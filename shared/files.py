@@ -15,13 +15,14 @@ TEMPORARY = ".unfinished"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: bytes, mode: int = 0o644, *, wait: bool = True) -> None:
     """Write a file in one step: temporary file, fsync, rename, fsync of the directory.
 
     Args:
         path: The file; its folder is created if missing.
         content: All of it.
         mode: Permissions; 0o600 for what is private.
+        wait: Whether it must survive a power cut; if not, nothing waits for the disk.
 
     Raises:
         StorageError: If it could not be written; a file of that name is as it was.
@@ -30,22 +31,24 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
     with storage_errors(f"{path}: could not be written; what was there before is intact"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_new(temporary, content, mode)
+            write_new(temporary, content, mode, wait=wait)
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if wait:
+            sync_directory(path.parent)
 
 
-def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
+def write_new(path: Path, content: bytes, mode: int = 0o644, *, wait: bool = True) -> None:
     """Write a file that no one reads yet, and wait until it is on the disk."""
     with path.open("wb") as file:
         os.fchmod(file.fileno(), mode)  # before there is any content to read
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if wait:
+            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_what_was_there_before(state, monkeypatch):
         patch.setattr(os, "fsync", full)
         with pytest.raises(StorageError):
             state.save_personal(SHA, StoredPersonal(ADAPTER, {"image": 0.0}))
-        patch.setattr(os, "fdopen", full)
+        patch.setattr(os, "fchmod", full)
         with pytest.raises(StorageError):
             state.hold("A", {"x.lora_A.weight": np.zeros((2, 3), np.float32)})
     assert state.load_personal(SHA).alpha == {"image": 1.0}
