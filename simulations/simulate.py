@@ -70,9 +70,10 @@ class Wishes:
     as_json: bool
 
 
-def default_job() -> Path:
-    """Return the built-in job file."""
-    return Path(str(files("simulations") / "jobs" / "default.toml"))
+def default_job(*, own_data: bool = False) -> Path:
+    """Return the built-in job file, for phantoms or for records of the user's own."""
+    name = "own-data.toml" if own_data else "default.toml"
+    return Path(str(files("simulations") / "jobs" / name))
 
 
 def simulate_command(wishes: Wishes) -> int:
@@ -98,7 +99,8 @@ def simulate_command(wishes: Wishes) -> int:
 def _new(wishes: Wishes) -> tuple[Path, JobConfig]:
     """Read the job and choose a folder that holds no run yet."""
     overrides = dict(wishes.overrides) | {"data.phantom_sites": wishes.sites}
-    job = load_job(wishes.job or default_job(), overrides)
+    built_in = default_job(own_data=overrides.get("data.folder") is not None)
+    job = load_job(wishes.job or built_in, overrides)
     if wishes.sites and job.data.folder:
         raise ConfigError("--sites makes synthetic sites; it cannot be used with data of your own")
     stem = f"{job.name}-{job.seed}"
