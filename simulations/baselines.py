@@ -24,6 +24,7 @@ from client.data.load import load_site
 from client.data.records import SiteData
 from client.losses import embed_prompts
 from client.settings import SiteSettings
+from client.state import private_folder
 from client.training import (
     check_learnable,
     fit,
@@ -155,6 +156,7 @@ def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -
         train = partial(train_centralised, encoder, list(sites.values()), job, seed)
         progress.attempt("centralised", central, train)
     for name, path in missing.items():
+        private_folder(path.parent)  # the site's own, whoever comes first
         seed = derive_seed(job.seed, "local", name)
         train = partial(train_local, encoder, sites[name], job, seed)
         progress.attempt(f"local/{name}", path, train)

@@ -101,9 +101,7 @@ def gains(runs: Sequence[Results], metric: Metric) -> list[Claim]:
         for run in runs
     ]
     return [
-        claim(
-            "centralised minus local-only, mean", mean("centralised", "local"), above_zero
-        ),
+        claim("centralised minus local-only, mean", mean("centralised", "local"), above_zero),
         claim("centralised minus base, mean", mean("centralised", "base"), above_zero),
         claim("local-only minus base, mean", mean("local", "base"), above_zero),
         claim("shared minus base, mean", mean("shared", "base"), above_zero),

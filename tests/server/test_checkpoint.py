@@ -142,9 +142,7 @@ def test_a_full_disk_leaves_the_round_before_intact(store, monkeypatch, call):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, full) if call != "open" else patch.setattr(
-            files.Path, "open", full
-        )
+        patch.setattr(os, call, full) if call != "open" else patch.setattr(files.Path, "open", full)
         with pytest.raises(StorageError, match="round 1 is intact; free space and resume"):
             store.commit_round(2, adapter(2), {})
     assert store.load_round(1, sha).sha256() == adapter().sha256()
