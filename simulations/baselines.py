@@ -10,7 +10,10 @@ do in the federation; a step adds up the gradients of up to four sites.
 
 import json
 import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +50,10 @@ from simulations.sites import CENTRALISED_FILE, LOCAL_FILE, site_settings
 
 PROGRESS_FILE = Path("baselines") / "progress.json"
 SITES_PER_STEP = 4
+WITH_PARENT = "--with-parent"
+"""Argument that makes the process end with the one that started it."""
+
+_LOOK_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -182,13 +189,23 @@ class _Progress:
         write_atomic(self.path, (json.dumps(tree, indent=1) + "\n").encode())
 
 
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that started it is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train the baselines of a run directory; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        if len(arguments) != 1:
+        folders = [argument for argument in arguments if argument != WITH_PARENT]
+        if len(folders) != 1:
             raise ConfigError("expected one argument: the run directory")
-        run = Path(arguments[0])
+        if WITH_PARENT in arguments:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        run = Path(folders[0])
         job = load_job(run / "job.toml")
         run_baselines(run, job, site_settings(run, job))
     except ConsiliaError as error:

@@ -80,7 +80,7 @@ class BaselinesProcess:
         with log.open("ab") as file:
             # Its own session: Ctrl-C reaches the federation, which then ends this process.
             self._process = subprocess.Popen(  # noqa: S603 - our own module and folder
-                [sys.executable, "-m", "simulations.baselines", str(self._run)],
+                [sys.executable, "-m", "simulations.baselines", "--with-parent", str(self._run)],
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,

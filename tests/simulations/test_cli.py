@@ -1,0 +1,36 @@
+"""The command's first minute: help is quick and loads nothing heavy."""
+
+import subprocess
+import sys
+import time
+
+
+def test_help_loads_neither_torch_nor_flower():
+    code = (
+        "import sys; sys.argv=['consilia', '--help']\n"
+        "from simulations.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'flwr', 'transformers', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_answers_in_well_under_a_second_of_work():
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "simulations.cli", "--help"], capture_output=True, check=True
+    )
+    assert time.perf_counter() - start < 5  # wall time on a busy machine; alone it is 0.2
+
+
+def test_every_command_explains_itself():
+    for command in (["simulate"], ["report"], ["runs"], ["export"], ["data", "check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "simulations.cli", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Usage" in done.stdout
