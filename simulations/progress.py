@@ -102,7 +102,8 @@ class RunProgress:
             self._bars.update(self._site_bar, advance=1, note=event.site or "")
 
     def _site_dropped(self, event: Event) -> None:
-        self.say(f"Round {event.round}: {event.site} not in it ({event.values.get('reason')})")
+        when = f"Round {event.round}" if event.round else "After the rounds"
+        self.say(f"{when}: without {event.site} ({event.values.get('reason')})")
         if self._site_bar is not None:
             self._bars.update(self._site_bar, advance=1)
 
