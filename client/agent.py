@@ -221,14 +221,16 @@ class SiteAgent:
         views["shared"] = AdapterView(shared=shared)
         if stored is not None and request.job.personalize.method != "none":
             views["personal"] = AdapterView(shared, stored.adapter, stored.alpha)
-        least = max(request.job.evaluate.minimum_count, self._policy.minimum_count)
-        measures = request.job.evaluate.model_copy(update={"minimum_count": least})
-        job = request.job.model_copy(update={"evaluate": measures})
+        job, least = (
+            request.job,
+            max(request.job.evaluate.minimum_count, self._policy.minimum_count),
+        )
+        policy = self._policy.model_copy(update={"minimum_count": least})  # the stricter wins
         in_use = towers_in_use(data.towers, stored.alpha if stored else {})
         evaluation = evaluate_site(encoder, data, views, job, in_use, request.seed)
         final_loss = validation_loss(encoder, data, views["shared"], job)
         answer = self._reply(request, work.started)
-        return release_evaluation(answer, evaluation, final_loss, self._policy, self._audit)
+        return release_evaluation(answer, evaluation, final_loss, policy, self._audit)
 
     def _references(self, layout: AdapterLayout) -> dict[Model, AdapterView]:
         """Return the further adapters to score; files that are not there are left out."""

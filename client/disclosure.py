@@ -34,6 +34,7 @@ def rounded(summary: TrainSummary) -> TrainSummary:
             "loss": round(summary.loss, 3),
             "validation_loss": None if before is None else round(before, 3),
             "gradient_norms": {t: round(norm, 3) for t, norm in summary.gradient_norms.items()},
+            "steps": 0,  # with epochs it is the exact number of records in disguise
         }
     )
 
@@ -58,10 +59,10 @@ def _estimate(estimate: Estimate, policy: SitePolicy) -> Estimate:
 
 
 def _table(
-    table: Mapping[_Key, Mapping[Metric, Estimate]], policy: SitePolicy
+    table: Mapping[_Key, Mapping[Metric, Estimate]], hidden: set[Metric], policy: SitePolicy
 ) -> dict[_Key, dict[Metric, Estimate]]:
     return {
-        key: {m: _estimate(e, policy) for m, e in row.items() if e.n >= policy.minimum_count}
+        key: {m: _estimate(e, policy) for m, e in row.items() if m not in hidden}
         for key, row in table.items()
     }
 
@@ -75,11 +76,14 @@ def _guarded(evaluation: SiteEvaluation, policy: SitePolicy) -> SiteEvaluation:
         for metric, estimate in row.items()
         if estimate.n < least
     }
+    if any(min(f.positives, f.negatives) < least for f in evaluation.findings):
+        # A mean over findings gives away the one that rests on too few records.
+        hidden |= {"auroc", "accuracy", "ece"}
     reasons = dict.fromkeys(hidden, f"fewer than {least} patients, the site's least number")
     return evaluation.model_copy(
         update={
-            "metrics": _table(evaluation.metrics, policy),
-            "differences": _table(evaluation.differences, policy),
+            "metrics": _table(evaluation.metrics, hidden, policy),
+            "differences": _table(evaluation.differences, hidden, policy),
             "not_measured": {**evaluation.not_measured, **reasons},
             "gallery_texts": disclosed_count(evaluation.gallery_texts, policy),
             "gallery_images": disclosed_count(evaluation.gallery_images, policy),
@@ -97,9 +101,12 @@ def _findings(findings: list[FindingScore], policy: SitePolicy) -> list[FindingS
             for model, estimate in finding.auroc.items()
             if estimate.n >= policy.minimum_count
         }
-        if auroc and finding.positives >= policy.minimum_count:
-            positives = disclosed_count(finding.positives, policy)
-            kept.append(finding.model_copy(update={"positives": positives, "auroc": auroc}))
+        if auroc and min(finding.positives, finding.negatives) >= policy.minimum_count:
+            counts = {
+                "positives": disclosed_count(finding.positives, policy),
+                "negatives": disclosed_count(finding.negatives, policy),
+            }
+            kept.append(finding.model_copy(update={**counts, "auroc": auroc}))
     return kept
 
 

@@ -194,6 +194,7 @@ def _finding_scores(
         FindingScore(
             finding=name,
             positives=int(task.labels[:, column].sum()),
+            negatives=int((1 - task.labels[:, column]).sum()),
             auroc={
                 model: estimate(entry.findings[name], task.patients)
                 for model, entry in scores.items()

@@ -4,7 +4,6 @@ Every request is checked here before any record is opened. Where a job and the p
 set a limit, the stricter one holds.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import ConfigError, RefusedError
 from shared.messages import Request, RequestKind, Sha256
 from shared.results import METRICS, Metric
+from shared.toml_files import first_problem, read_toml
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -59,15 +59,9 @@ class SitePolicy(BaseModel):
             ConfigError: One line: file, key, and what was expected.
         """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such policy file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path}: not a TOML file in UTF-8: {error}") from None
+            return cls.model_validate(read_toml(path, "policy file"))
         except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(f"{path}: {key}: {problem['msg']}") from None
+            raise ConfigError(f"{path}: {first_problem(error, cls)}") from None
 
     def check(self, request: Request) -> None:
         """Raise unless the policy allows a request.

@@ -163,7 +163,8 @@ def release_evaluation(
     """
     update: dict[str, object] = {"evaluation": disclosed(evaluation, policy)}
     if final_loss is not None:
-        update["summary"] = TrainSummary(loss=final_loss, validation_loss=final_loss)
+        summary = TrainSummary(loss=final_loss, validation_loss=final_loss)
+        update["summary"] = summary if policy.exact else rounded(summary)
     return _out(answer.reply().model_copy(update=update), {}, "evaluation", audit)
 
 

@@ -1,6 +1,5 @@
 """What a site owns and a job may not decide: its name, data, folders and device."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from client.data.sources import SiteSource
 from shared.errors import ConfigError
 from shared.results import Model
+from shared.toml_files import first_problem, read_toml
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -63,17 +63,9 @@ def load_settings(path: Path) -> SiteSettings:
         ConfigError: One line: file, key, and what was expected.
     """
     try:
-        content = _SiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such site file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a UTF-8 text file: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        content = _SiteFile.model_validate(read_toml(path, "site file"))
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{path}: {key}: {problem['msg']}") from None
+        raise ConfigError(f"{path}: {first_problem(error, _SiteFile)}") from None
     home, data = path.parent, content.data
     table = home / data.table
     source = SiteSource(

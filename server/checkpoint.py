@@ -6,6 +6,7 @@ manifest.json       format, run, digests, versions, seed; written last, so it ma
 checkpoints/round-0007/{shared.safetensors, manifest.json}
 events.jsonl        what happened, for people and progress bars
 personalized/<site>.json, evaluations/<site>.json, results.json
+log.txt             notes of sites and grid, by reason code (simulations)
 lock                held by the process that works on the run
 ```
 
@@ -39,7 +40,7 @@ from server.run_files import (
 from shared import files
 from shared.adapter import SharedAdapter
 from shared.config import JobConfig
-from shared.errors import RunDirectoryError
+from shared.errors import RunDirectoryError, StorageError
 from shared.layout_file import adapter_bytes, load_adapter
 
 _ROUND = re.compile(r"round-(\d{4,})")
@@ -101,7 +102,8 @@ class RunStore:
             facts: Further entries of ``manifest.json``, such as versions.
 
         Raises:
-            RunDirectoryError: If the folder holds a run already, or is in use.
+            RunDirectoryError: If the folder holds a run already, is in use, or may not be
+                written.
             StorageError: If it cannot be written.
         """
         if (path / "manifest.json").exists():
@@ -119,8 +121,13 @@ class RunStore:
             "base_sha256": base_sha256,
             "seed": job.seed,
         }
-        with files.storage_errors(f"{path}: the run directory cannot be made"):
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            with files.storage_errors(f"{path}: the run directory cannot be made"):
+                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except StorageError as error:
+            if isinstance(error.__cause__, PermissionError | FileExistsError | NotADirectoryError):
+                raise RunDirectoryError(f"{error}; choose another --out") from None
+            raise
         lock = lock_run(path)
         try:
             files.write_atomic(path / "job.toml", to_toml(job).encode())
@@ -228,6 +235,10 @@ class RunStore:
         if sha256(tensors) != manifest["files"]["shared.safetensors"]:
             raise DamagedCheckpointError(f"{problem} (shared.safetensors)")
         return load_adapter(folder / "shared.safetensors")
+
+    def has_rounds(self) -> bool:
+        """Return whether any round's directory is there, committed or not."""
+        return any((self.path / "checkpoints").glob("round-*"))
 
     def remove_orphans(self, committed: Collection[int]) -> list[int]:
         """Remove what a crash left behind: rounds without a row, and unfinished files.

@@ -145,8 +145,11 @@ class Exchange:
     events: EventLog
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _given_up: dict[str, Question] = field(default_factory=dict)
-    """Messages whose question was closed without an answer; what still comes is dropped."""
+    _given_up: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Site and round of messages closed without an answer; what still comes is dropped.
+
+    Not the question itself: it would keep its round's adapter in memory.
+    """
 
     def ask(
         self, questions: Sequence[Question], seconds: float, enough: int | None = None
@@ -178,7 +181,7 @@ class Exchange:
             self.sleep(min(_pause(now - progress), begun + seconds - now))
         missed = enough is None or admitted < enough
         for message_id, closed in waiting.items():
-            self._given_up[message_id] = closed.question
+            self._given_up[message_id] = _whose(closed.question)
             state: ParticipationState = "missing" if missed else "idle"
             yield closed.close(self.clock(), state, DEADLINE if missed else SURPLUS)
 
@@ -212,14 +215,14 @@ class Exchange:
         letters = self.post.collect([*waiting, *self._given_up])
         letters.reverse()
         came: list[tuple[_Open, str | None, Admitted | Rejected | None]] = []
-        answered: dict[str, Question] = {}
+        answered: dict[str, tuple[str, int]] = {}
         while letters:
             letter = letters.pop()
             opened = waiting.pop(letter.message_id, None)
             if opened is None:
                 self._drop(letter.message_id, answered)
                 continue
-            answered[letter.message_id] = opened.question
+            answered[letter.message_id] = _whose(opened.question)
             verdict = None
             if letter.body is not None:
                 opened.up += len(letter.body)
@@ -253,17 +256,17 @@ class Exchange:
             reason = NEEDS_AGAIN if verdict.needs else verdict.reason
             yield opened.close(now, "refused", reason, reply=verdict.reply)
 
-    def _drop(self, message_id: str, answered: Mapping[str, Question]) -> None:
+    def _drop(self, message_id: str, answered: Mapping[str, tuple[str, int]]) -> None:
         """Note an answer to a question that is closed; it never counts."""
         reason = DUPLICATE if message_id in answered else DEADLINE
-        question = answered.get(message_id) or self._given_up.pop(message_id, None)
-        if question is not None:
-            self.events.emit(
-                "late-reply",
-                round_number=question.expected.round,
-                site=question.site,
-                reason=reason,
-            )
+        whose = answered.get(message_id) or self._given_up.pop(message_id, None)
+        if whose is not None:
+            site, round_number = whose
+            self.events.emit("late-reply", round_number=round_number, site=site, reason=reason)
+
+
+def _whose(question: Question) -> tuple[str, int]:
+    return question.site, question.expected.round
 
 
 def _pause(waited: float) -> float:

@@ -59,6 +59,8 @@ class OpenRound:
         if admitted >= self.plan.quorum:
             return None
         why = "; ".join(_reasons(self.contributions)) or "no other site is connected"
+        if not self.plan.asked:
+            return f"round {self.plan.round}: there is no site to ask ({why})"
         return (
             f"round {self.plan.round}: {admitted} of {len(self.plan.asked)} sites asked "
             f"contributed, expected at least {self.plan.quorum} ({why})"

@@ -28,7 +28,13 @@ from server.roster import Roster
 from server.run_files import DamagedCheckpointError
 from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
-from shared.errors import ConsiliaError, InterruptedRunError, QuorumError, WireError
+from shared.errors import (
+    ConsiliaError,
+    InterruptedRunError,
+    QuorumError,
+    RunDirectoryError,
+    WireError,
+)
 from shared.messages import Request, RequestKind
 from shared.wire import body_of, to_message
 
@@ -128,6 +134,7 @@ class RoundEngine:
         """Carry the job out.
 
         Raises:
+            RunDirectoryError: If the history belongs to other runs.
             QuorumError: If too few sites answered; earlier rounds are committed.
             StorageError: If a round could not be stored; earlier rounds are intact.
             InterruptedRunError: If it was stopped from the keyboard; it can be resumed.
@@ -139,7 +146,7 @@ class RoundEngine:
                 shared = self._round(number, shared)
             outcome = self._close(shared)
         except KeyboardInterrupt:
-            message = f"stopped; {self._how_to_go_on()}"
+            message = self._how_to_go_on()
             self._end("stopped", message)
             raise InterruptedRunError(message) from None
         except ConsiliaError as error:
@@ -159,6 +166,12 @@ class RoundEngine:
     def _begin(self) -> SharedAdapter:
         """Find the last committed round that is whole; its adapter is where the run goes on."""
         run = self.store.run
+        if not self.history.knows(run) and self.store.has_rounds():
+            # Without this check they would be taken for orphans of a crash, and removed.
+            raise RunDirectoryError(
+                f"{self.store.path}: holds rounds of a run that the history {self.history.shown} "
+                "does not know; put that history back beside it, or start a new run"
+            )
         goes_on = self.history.start_run(
             run,
             token=self.store.token,

@@ -14,6 +14,8 @@ from shared.errors import ConfigError, RunDirectoryError, StorageError
 FORMAT = 1
 """Of the run directory; another format is refused."""
 
+_KEYS = {"run", "token", "created", "job_sha256", "base_sha256"}
+
 
 class DamagedCheckpointError(StorageError):
     """A committed round's directory is missing or differs from what was committed."""
@@ -25,13 +27,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         RunDirectoryError: If there is none, or it is of another format.
     """
+    manifest: dict[str, Any] = {}
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         found = manifest["format"]
+        whole = found != FORMAT or manifest.keys() >= _KEYS
     except FileNotFoundError:
         raise RunDirectoryError(f"{path}: is not a run (it has no manifest.json)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{path}: manifest.json cannot be read as a run's") from error
+    except NotADirectoryError:
+        raise RunDirectoryError(f"{path}: is a file; expected a run's folder") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        found, whole = None, False
+    if not whole:
+        raise RunDirectoryError(
+            f"{path / 'manifest.json'}: damaged, or not that of a run; start a new run"
+        )
     if found != FORMAT:
         raise RunDirectoryError(
             f"{path}: is a run of format {found!r}, expected {FORMAT}; use the version of "
@@ -89,6 +99,18 @@ def lock_run(path: Path) -> IO[str]:
             f"{path}: cannot be locked ({error.strerror}); use a local disk"
         ) from error
     return lock
+
+
+def is_locked(path: Path) -> bool | None:
+    """Tell whether a process works on a run; ``None`` if that cannot be known from here."""
+    try:
+        with (path / "lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

@@ -5,32 +5,35 @@ is not in it. Unknown keys are refused with the nearest valid one; combinations 
 unsound are refused with a sentence that says why.
 """
 
-import difflib
+import copy
 import hashlib
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import ConfigError
 from shared.results import Metric
+from shared.toml_files import first_problem, read_toml
 
 AggregationRule = Literal["fedavg", "ffa", "altfold"]
 PersonalizationMethod = Literal["duet", "none"]
 Engine = Literal["local", "flower"]
 
+COMMAND_LINE: Final = "command line"
+"""Stands for the job's file in messages about values that replace those of the file."""
+
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Table):
     """``[data]``: where the records are. Without ``folder`` the run makes phantoms."""
 
-    folder: str | None = None
+    folder: Annotated[str, Field(min_length=1)] | None = None
     """A folder of site folders, one site folder's table, or one table with a site column."""
     site_column: str | None = None
     """Column that names the site, when all sites are in one table."""
@@ -51,7 +54,7 @@ class DataConfig(_Table):
 class ModelConfig(_Table):
     """``[model]``: the frozen encoder that all sites start from."""
 
-    base: str = "consilia-tiny"
+    base: Annotated[str, Field(min_length=1)] = "consilia-tiny"
     """``consilia-tiny``, a local folder, or a Hugging Face hub id of the CLIP family."""
     sha256: str | None = None
     """Expected sha256 of the base weights; the run refuses another."""
@@ -161,7 +164,9 @@ class PersonalizeConfig(_Table):
 class PrivacyConfig(_Table):
     """``[privacy]``: there is no differential privacy yet, and a job may not ask for it."""
 
-    differential_privacy: Literal[False] = False
+    differential_privacy: Annotated[
+        Literal[False], Field(description="there is none yet, so no job may ask for it")
+    ] = False
 
 
 class EvaluateConfig(_Table):
@@ -191,7 +196,15 @@ class SimulationConfig(_Table):
 class JobConfig(_Table):
     """A job: everything that decides a run's numbers, apart from the data and the machine."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9][\w.-]*$",
+            description="letters, digits, _ . and -, beginning with a letter or digit",
+        ),
+    ]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     data: DataConfig = DataConfig()
@@ -242,78 +255,29 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfi
     Raises:
         ConfigError: One line: file, key, what was expected, and the nearest valid key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such job file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a UTF-8 text file: {error}") from error
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return parse_job(tree, source=str(path), overrides=overrides)
+    return parse_job(read_toml(path, "job file"), source=str(path), overrides=overrides)
 
 
 def parse_job(
     tree: Mapping[str, Any], source: str = "job", overrides: Mapping[str, Any] | None = None
 ) -> JobConfig:
     """Validate a job given as nested tables; see ``load_job``."""
-    merged = json.loads(json.dumps(tree, default=str))
-    for dotted, value in (overrides or {}).items():
-        if value is None:
-            continue
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    merged: dict[str, Any] = copy.deepcopy(dict(tree))
+    for dotted, value in given.items():
         table = merged
         *parents, key = dotted.split(".")
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{COMMAND_LINE}: {dotted}: {parent} is a key, not a table")
         table[key] = value
     try:
-        return JobConfig.model_validate(merged)
+        # As JSON, because there pydantic is strict about types and still takes tables for models.
+        return JobConfig.model_validate_json(json.dumps(merged, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    """One line for the first problem: key, what is wrong, nearest valid key."""
-    problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "job"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        valid = _valid_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
-        where = f" in [{'.'.join(location[:-1])}]" if location[:-1] else " at the top level"
-        return f"unknown key {location[-1]!r}{where}; did you mean {near[0]!r}?{more}"
-    if problem["type"] == "literal_error":
-        valid = [str(value) for value in _literals(location)]
-        near = difflib.get_close_matches(str(problem["input"]), valid, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{key} = {problem['input']!r}: expected {problem['ctx']['expected']}{hint}{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and len(location) <= 1:
-        prefix = f"[{key}] " if location else ""
-        return f"{prefix}{message}{more}"
-    if problem["type"] == "missing":
-        return f"{key} is missing{more}"
-    return f"{key} = {problem['input']!r}: {message[:1].lower() + message[1:]}{more}"
-
-
-def _table_at(location: Sequence[str]) -> type[BaseModel]:
-    table: type[BaseModel] = JobConfig
-    for part in location:
-        annotation = table.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        table = annotation
-    return table
-
-
-def _valid_keys(location: Sequence[str]) -> list[str]:
-    return list(_table_at(location).model_fields)
-
-
-def _literals(location: Sequence[str]) -> tuple[Any, ...]:
-    names = [part for part in location if not part.isdigit()]
-    field = _table_at(names[:-1]).model_fields.get(names[-1])
-    return get_args(field.annotation) if field else ()
+        location = error.errors()[0]["loc"]
+        key = ".".join(str(part) for part in location)
+        asked = any(f"{o}.".startswith(f"{key}.") or key.startswith(f"{o}.") for o in given)
+        where = COMMAND_LINE if location and asked else source
+        raise ConfigError(f"{where}: {first_problem(error, JobConfig)}") from None

@@ -112,11 +112,13 @@ class FindingScore(_Frozen):
     Attributes:
         finding: Name of the label column.
         positives: Positive records among the labelled test images.
+        negatives: Negative records among them.
         auroc: By model.
     """
 
     finding: str
     positives: int
+    negatives: int = 0
     auroc: dict[Model, Estimate]
 
 

@@ -106,8 +106,8 @@ def _stream(encoder: DualEncoder, data: SiteData, job: JobConfig, seed: int) -> 
     except TrainingError:
         return None
     rng = np.random.default_rng(seed)
-    prompts = embed_prompts(encoder, data)
-    teacher = start_as_teacher(encoder, train, job.train)
+    prompts = embed_prompts(encoder, data)  # of the base, as in train_local
+    teacher = start_as_teacher(encoder, train, prompts, job.train)
     return _Stream(
         batches=draw_batches(train, job.train.batch_size, rng),
         losses_of=site_loss(encoder, train, prompts, teacher, job.train, rng),
@@ -180,7 +180,7 @@ class _Progress:
     def attempt(self, name: str, path: Path, train: Callable[[], SharedAdapter]) -> None:
         """Train and write one adapter; remember the reason if there is nothing to train on."""
         try:
-            write_atomic(path, adapter_bytes(train()))
+            write_atomic(path, adapter_bytes(train()), mode=0o600)
             self.done.append(name)
         except TrainingError as error:
             _log.warning("baseline %s left out: %s", name, error)

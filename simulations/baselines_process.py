@@ -14,6 +14,7 @@ from typing import Self
 
 from shared.config import JobConfig
 from shared.errors import ConsiliaError
+from shared.files import storage_errors
 
 LOG = Path("baselines") / "log.txt"
 _POLL_SECONDS = 0.2
@@ -76,8 +77,10 @@ class BaselinesProcess:
 
     def _start(self) -> None:
         log = self._run / LOG
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+        with storage_errors(f"{log}: could not be made; go on with --resume {self._run}"):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            file = log.open("ab")
+        with file:
             # Its own session: Ctrl-C reaches the federation, which then ends this process.
             self._process = subprocess.Popen(  # noqa: S603 - our own module and folder
                 [sys.executable, "-m", "simulations.baselines", "--with-parent", str(self._run)],

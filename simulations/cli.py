@@ -1,5 +1,7 @@
 """The command ``consilia``; every subcommand loads what it needs only when it runs."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,16 +13,25 @@ from shared.errors import ConsiliaError, DataError, InterruptedRunError
 if TYPE_CHECKING:
     from rich.console import Console
 
+TRACEBACK = "CONSILIA_TRACEBACK"
+"""Environment variable that shows the traceback of an error that should not happen."""
+
+_INTERRUPTED = 130
+"""What Typer returns for Ctrl-C; no exit code of ours."""
+
 app = typer.Typer(
     name="consilia",
     help="Train one image-text model over many institutions without moving a record.\n\n"
     "Start with:  consilia simulate      eight synthetic hospitals, a table and a report",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # Click does it already
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Check, describe and make site folders.")
+data_app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Check, describe and make site folders."
+)
 app.add_typer(data_app, name="data")
 
 JobFile = Annotated[
@@ -215,8 +226,11 @@ def data_phantoms(
     sites: Annotated[int | None, typer.Option(min=1, help="How many sites.")] = None,
 ) -> None:
     """Write the synthetic hospitals as ordinary site folders."""
+    from shared.errors import ConfigError
     from simulations.phantoms.federation import write_federation
 
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: expected a folder that does not exist or is empty")
     folders = write_federation(out, scenario, seed=seed, sites=sites)
     _out().print(
         f"Wrote {len(folders)} sites to {out}\nNext: consilia data describe {out}", highlight=False
@@ -233,29 +247,65 @@ def main() -> None:
     """Run the command; errors become one line and an exit code, never a traceback."""
     try:
         code = app(standalone_mode=False)
-    except typer.Abort:
-        sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
     except ConsiliaError as error:
+        if isinstance(error, InterruptedRunError):
+            _finish_undisturbed()
         _print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("consilia: stopped\n")
-        sys.exit(1)
     except Exception as error:
-        from click import ClickException, UsageError
-
-        if not isinstance(error, ClickException):
-            raise
-        hint = " (see --help)" if isinstance(error, UsageError) else ""
-        sys.stderr.write(f"consilia: {error.format_message()}{hint}\n")
-        sys.exit(2)
+        sys.exit(_print_unexpected(error))
+    if code == _INTERRUPTED:
+        _finish_undisturbed()
+        _say("stopped")
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _finish_undisturbed() -> None:
+    """Let no second Ctrl-C cut the message and the end of the process short."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"consilia: {' '.join(text.splitlines())}\n")
+
+
+def _print_unexpected(error: Exception) -> int:
+    """One line for what is no error of ours; return the exit code."""
+    from click import ClickException, UsageError
+
+    if isinstance(error, ClickException):
+        hint = " (see --help)" if isinstance(error, UsageError) else ""
+        if message := error.format_message():  # none where the help was shown instead
+            _say(f"error: {message}{hint}")
+        return 2
+    if os.environ.get(TRACEBACK):
+        raise error
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {where}{error.strerror}")
+        return 1
+    if isinstance(error, MemoryError):
+        _say("error: out of memory; try smaller batches: --set train.batch_size=N")
+        return 1
+    # Only its type and place: the text of an error may quote a record.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    _say(
+        f"error: {type(error).__name__}{where}, which should not happen; please report it "
+        f"({TRACEBACK}=1 shows where it comes from)"
+    )
+    return 1
 
 
 def _print_error(error: ConsiliaError) -> None:
     """One line that says what, where and what was expected; data problems as a table."""
     label = "stopped" if isinstance(error, InterruptedRunError) else "error"
-    sys.stderr.write(f"consilia: {label}: {error}\n")
+    _say(f"{label}: {error}")
     if isinstance(error, DataError) and error.problems:
         from rich.console import Console
         from rich.table import Table

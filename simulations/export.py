@@ -11,8 +11,8 @@ from shared.adapter import SharedAdapter
 from shared.errors import ConfigError, InputError, RunDirectoryError
 from shared.model.export import save_merged, save_peft
 from shared.model.view import AdapterView
+from simulations.histories import history_url
 from simulations.machine import encoder_for, settle
-from simulations.simulate import history_url
 
 
 def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: Console) -> None:
@@ -28,8 +28,8 @@ def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: 
     Raises:
         InputError: If there is nothing to export, or the folder is in use.
     """
-    if to.exists() and any(to.iterdir()):
-        raise ConfigError(f"{to}: is not empty; choose another folder")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to}: expected a folder that does not exist or is empty")
     with RunStore.open(run, lock=False) as store, RunHistory(history_url(run)) as history:
         last = history.last_round(store.run)
         if last is None:
@@ -53,7 +53,7 @@ def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: 
 
 def _personal(run: Path, site: str, shared: SharedAdapter) -> AdapterView:
     folder = run / "sites" / site
-    known = sorted(path.name for path in (run / "sites").iterdir() if path.is_dir())
+    known = sorted(path.name for path in (run / "sites").glob("*/"))
     if site not in known:
         raise InputError(f"{run}: no site {site!r}; its sites are {', '.join(known)}")
     personal = SiteState(folder).load_personal(shared.sha256())

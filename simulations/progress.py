@@ -68,6 +68,7 @@ class RunProgress:
         """Show one event."""
         shown: dict[str, Callable[[Event], None]] = {
             "run-resumed": self._resumed,
+            "checkpoint-damaged": self._damaged,
             "round-started": self._round_started,
             "site-replied": self._site_replied,
             "site-dropped": self._site_dropped,
@@ -82,6 +83,9 @@ class RunProgress:
         committed = int(str(event.values["committed"]))
         self.say(f"Resumed after round {committed} of {self._rounds}")
         self._bars.update(self._round_bar, completed=committed)
+
+    def _damaged(self, event: Event) -> None:
+        self.say(f"Round {event.round} is damaged on disk and is done again")
 
     def _round_started(self, event: Event) -> None:
         cohort = event.values["cohort"]
@@ -102,7 +106,8 @@ class RunProgress:
             self._bars.update(self._site_bar, advance=1, note=event.site or "")
 
     def _site_dropped(self, event: Event) -> None:
-        when = f"Round {event.round}" if event.round else "After the rounds"
+        unnumbered = "After the rounds" if self._site_bar is not None else "Before the rounds"
+        when = f"Round {event.round}" if event.round else unnumbered
         self.say(f"{when}: without {event.site} ({event.values.get('reason')})")
         if self._site_bar is not None:
             self._bars.update(self._site_bar, advance=1)

@@ -162,7 +162,8 @@ def site_result(
         {
             **measured.model_dump(),
             "kind": data.kind,
-            "description": data.origin.description,
+            # A private site's words about itself are not the run's to print.
+            "description": data.origin.description if data.origin.origin != "private" else "",
             "pairs": counts["train"].pairs,
             "splits": {name: entry.model_dump() for name, entry in counts.items()},
             **seen,
@@ -199,7 +200,18 @@ def status_of(
     if outcome.rounds < job.rounds:
         reasons.append(f"{outcome.rounds} of {job.rounds} rounds were committed")
     if lost:
-        reasons.append(f"{lost} of {plural(len(asked), 'contribution')} were not admitted")
+        sites = sorted(
+            {
+                f"{name}: {cell.reason or cell.state}"
+                for name, log in outcome.sites.items()
+                for cell in log.participation
+                if cell.state in ("missing", "refused")
+            }
+        )
+        reasons.append(
+            f"{lost} of {plural(len(asked), 'contribution')} were not admitted "
+            f"({listing(sites, 3)})"
+        )
     if silent:
         reasons.append(f"no evaluation from {listing(silent, 3)}")
     if not reasons and not outcome.complete:

@@ -7,6 +7,7 @@ from rich.text import Text
 from shared.metrics import METRICS
 from shared.page.numbers import number, reading, short, thousands
 from shared.results import Comparison, Estimate, Model, Results
+from simulations.report.pooling import pool
 from simulations.report.readings import main_comparison, read
 from simulations.report.verdict import verdict
 
@@ -35,7 +36,7 @@ def results_table(results: Results) -> Table:
     models = [model for model in _COLUMNS if metric in results.mean.metrics.get(model, {})]
     table = Table(
         title=f"{info.label}: {info.direction} is better, chance {info.chance_words}; "
-        "95 % intervals by patient",
+        "95 % intervals (sites: by patient)",
         caption=verdict(results),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -69,7 +70,7 @@ def _add_mean(table: Table, results: Results, models: list[Model], comparison: C
     table.add_row(
         _lines("mean of sites", "each counts once", "bold"),
         *[_level(mean.metrics[model][metric]) for model in models],
-        _difference(results, mean.differences.get(comparison, {}).get(metric)),
+        _pooled(results, comparison),
     )
 
 
@@ -85,6 +86,17 @@ def _add_worst(table: Table, results: Results, models: list[Model], comparison: 
     lowest = worst.differences.get(comparison, {}).get(metric)
     table.add_row(
         _lines("worst site", "of each column", "bold"), *cells, _difference(results, lowest)
+    )
+
+
+def _pooled(results: Results, comparison: Comparison) -> Text:
+    """Return the report's mean of sites (random effects), so that both say the same."""
+    found = [row.estimate for row in read(results, comparison).rows if row.estimate]
+    mean = pool(found)
+    if mean is None:
+        return Text("too few sites", "dim")
+    return _difference(
+        results, Estimate(value=mean.value, low=mean.low, high=mean.high, n=mean.sites)
     )
 
 

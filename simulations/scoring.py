@@ -20,7 +20,7 @@ from shared.metrics.bootstrap import estimate, resample
 from shared.metrics.retrieval import retrieve
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
-from shared.results import Estimate, GalleryQuery, Metric, Results, SiteEvaluation
+from shared.results import Estimate, GalleryQuery, Metric, Model, Results, SiteEvaluation
 from shared.seeding import derive_seed
 from simulations.machine import peak_memory_bytes
 from simulations.phantoms.federation import phantom_sites, site_seed
@@ -93,13 +93,13 @@ def _gallery(
     paired = [site for site in shown if data[site.name].kind == "paired"] or shown
     site = max(paired, key=lambda site: len(set(data[site.name].splits["test"].texts)))
     personal = SiteState(site.state).load_personal(outcome.shared.sha256())
-    in_use = AdapterView(outcome.shared)
-    if personal is not None:
-        in_use = AdapterView(outcome.shared, personal.adapter, personal.alpha)
+    views: dict[Model, AdapterView] = {"base": AdapterView(), "shared": AdapterView(outcome.shared)}
+    if personal is not None and job.personalize.method != "none":
+        views["personal"] = AdapterView(outcome.shared, personal.adapter, personal.alpha)
     queries, pixels = gallery(
         encoder,
         data[site.name],
-        {"base": AdapterView(), "personal": in_use},
+        views,
         job.evaluate.gallery_queries,
         derive_seed(job.seed, "gallery"),
     )

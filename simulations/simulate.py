@@ -5,11 +5,13 @@ Flower's Grid → results → report. Every step is a function of the one before
 is enough to go on after an interruption at any moment.
 """
 
-import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +31,9 @@ from shared.config import JobConfig, load_job
 from shared.errors import (
     BaseModelError,
     ConfigError,
+    ConsiliaError,
     DataError,
+    DataProblem,
     InterruptedRunError,
     RunDirectoryError,
 )
@@ -38,15 +42,16 @@ from shared.model.encoder import DualEncoder
 from shared.page.numbers import duration, size
 from shared.results import Results
 from simulations.baselines_process import BaselinesProcess
+from simulations.flower_engine import check_ray
 from simulations.grid import LocalGrid, run_flower
+from simulations.histories import history_url, known_runs
+from simulations.log import LOG, log_file
 from simulations.machine import encoder_for, settle, versions
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.results_table import results_table
 from simulations.scoring import score_run
-from simulations.sites import site_settings
-
-HISTORY = "history.sqlite"
+from simulations.sites import site_settings, write_phantoms
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,17 @@ def simulate_command(wishes: Wishes) -> int:
     console = Console(stderr=wishes.as_json)
     if not console.is_terminal:
         console = Console(stderr=wishes.as_json, width=100)  # a log file has no width of its own
-    run, job = _resumed(wishes) if wishes.resume else _new(wishes)
+    run, job = _new(wishes) if wishes.resume is None else _resumed(wishes)
     try:
-        results = simulate(run, job, console)
+        with _termination_like_interrupt():
+            results = simulate(run, job, console)
+            report = write_report(run)
     except KeyboardInterrupt:
+        if not (run / "manifest.json").exists():
+            raise InterruptedRunError("nothing was written") from None
         raise InterruptedRunError(
-            f"{run}: what is committed is intact; go on with: consilia simulate --resume {run}"
+            f"{run}: what is committed is intact; go on with --resume {run}"
         ) from None
-    report = write_report(run)
     if wishes.as_json:
         sys.stdout.write(results.model_dump_json(indent=1) + "\n")
     else:
@@ -96,17 +104,33 @@ def simulate_command(wishes: Wishes) -> int:
     return results.exit_code
 
 
+@contextmanager
+def _termination_like_interrupt() -> Iterator[None]:
+    """Let a termination signal, as batch systems send it, stop a run as cleanly as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _new(wishes: Wishes) -> tuple[Path, JobConfig]:
-    """Read the job and choose a folder that holds no run yet."""
+    """Read the job and choose a name that neither a folder nor the history has yet."""
     overrides = dict(wishes.overrides) | {"data.phantom_sites": wishes.sites}
     built_in = default_job(own_data=overrides.get("data.folder") is not None)
     job = load_job(wishes.job or built_in, overrides)
     if wishes.sites and job.data.folder:
         raise ConfigError("--sites makes synthetic sites; it cannot be used with data of your own")
+    if wishes.out.exists() and not wishes.out.is_dir():
+        raise ConfigError(f"--out {wishes.out}: is a file; expected a folder that holds runs")
     stem = f"{job.name}-{job.seed}"
+    known = known_runs(wishes.out)
     for number in range(1, 10_000):
         run = wishes.out / (stem if number == 1 else f"{stem}-{number}")
-        if not run.exists():
+        if not run.exists() and run.name not in known:
             return run, job
     raise RunDirectoryError(f"{wishes.out}: holds too many runs of {stem}; choose another --out")
 
@@ -114,13 +138,16 @@ def _new(wishes: Wishes) -> tuple[Path, JobConfig]:
 def _resumed(wishes: Wishes) -> tuple[Path, JobConfig]:
     """Find the run to go on with."""
     given = Path(str(wishes.resume))
-    run = given if given.exists() or given.is_absolute() else wishes.out / given
-    changed = sorted(k for k, v in wishes.overrides.items() if v is not None) + (
-        ["--sites"] if wishes.sites else []
-    )
-    if wishes.job or changed:
-        what = changed[0] if changed else "a job file"
-        raise ConfigError(f"--resume goes on with the run's own job; leave out {what}")
+    in_out = wishes.out / given
+    run = given if (given / "manifest.json").exists() or not in_out.exists() else in_out
+    if not wishes.resume or not run.exists():
+        raise RunDirectoryError(
+            f"--resume {wishes.resume}: no such run, neither as a folder nor in {wishes.out}"
+        )
+    changed = ["the job file"] if wishes.job else ["--sites"] if wishes.sites else []
+    changed += sorted(key for key, value in wishes.overrides.items() if value is not None)
+    if changed:
+        raise ConfigError(f"--resume goes on with the run's own job; leave out {changed[0]}")
     with RunStore.open(run, lock=False) as store:
         return run, store.job
 
@@ -139,23 +166,43 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
         QuorumError: If too few sites answered.
     """
     start = time.monotonic()
+    # Bad input ends here, before anything is written.
+    if job.simulation.engine == "flower":
+        check_ray()
     encoder = encoder_for(job, settle(job))
-    if job.data.folder is not None:
-        # Bad data end here, before anything is written.
-        _load_all(site_settings(run, job), encoder)
     settings = site_settings(run, job)
+    quorum = job.aggregate.quorum or 0
+    if quorum > len(settings):
+        raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
+    if job.data.folder is not None:
+        _load_all(settings, encoder)
     with (
         _store(run, job, encoder, settings) as store,
+        log_file(run / LOG),
         RunHistory(history_url(run)) as history,
-        BaselinesProcess(run, job) as baselines,
     ):
         store.write_atomic(LAYOUT, layout_bytes(encoder.layout, encoder.base_sha256))
         console.print(_headline(run, job, settings, encoder), highlight=False)
+        write_phantoms(run, job)
         federation = _Federation(run, job, settings, encoder, store, history)
-        with RunProgress(console, job.rounds) as progress:
+        with BaselinesProcess(run, job) as baselines, RunProgress(console, job.rounds) as progress:
             outcome = federation.carry_out(baselines, progress)
-        data = _load_all(settings, encoder)
-        return score_run(federation.store, settings, data, encoder, outcome, start)
+        with _early_end(history, store.run):
+            data = _load_all(settings, encoder)
+            return score_run(store, settings, data, encoder, outcome, start)
+
+
+@contextmanager
+def _early_end(history: RunHistory, run: str) -> Iterator[None]:
+    """Let the history say so if a run ends between its last phase and its results."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        reason = str(error) if isinstance(error, ConsiliaError) else type(error).__name__
+        with suppress(ConsiliaError):
+            history.finish_run(run, "stopped" if stopped else "failed", f"no results: {reason}")
+        raise
 
 
 def _headline(
@@ -166,11 +213,6 @@ def _headline(
         f"{job.name}: {len(settings)} sites ({records}), {job.rounds} rounds of "
         f"{job.aggregate.rule}, base {encoder.base_name}, on {encoder.device}\nRun {run}"
     )
-
-
-def history_url(run: Path) -> str:
-    """Return the database that holds the history of the runs beside this one."""
-    return os.environ.get("CONSILIA_HISTORY") or f"sqlite:///{run.resolve().parent / HISTORY}"
 
 
 def _store(
@@ -201,15 +243,17 @@ def _load_all(settings: Sequence[SiteSettings], encoder: DualEncoder) -> dict[st
     """Load every site; problems of all sites are reported together."""
     data: dict[str, SiteData] = {}
     broken: list[DataError] = []
+    problems: list[DataProblem] = []
     for site in settings:
         try:
             data[site.name] = load_site(site.source, encoder.to_pixels)
         except DataError as error:
             broken.append(error)
+            # Rows are those of a site's own table, so a common list has to say whose.
+            problems += [replace(p, message=f"{site.name}: {p.message}") for p in error.problems]
     if len(broken) == 1:
         raise broken[0]
     if broken:
-        problems = [problem for error in broken for problem in error.problems]
         raise DataError(f"{len(broken)} sites have problems; the first: {broken[0]}", problems)
     return data
 

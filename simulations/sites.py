@@ -6,11 +6,12 @@ the run directory and the job alone.
 
 from pathlib import Path
 
-from client.data.sources import find_sites
+from client.data.sources import SiteSource, find_sites, select_sites
+from client.data.tables import TABLE_NAMES
 from client.settings import SiteSettings
 from shared.config import JobConfig
-from shared.errors import DataError
-from simulations.phantoms.federation import write_federation
+from shared.errors import ConfigError, DataError
+from simulations.phantoms.federation import phantom_sites, write_federation
 
 PHANTOM_FOLDER = "data"
 CENTRALISED_FILE = Path("baselines") / "centralised.safetensors"
@@ -18,31 +19,17 @@ LOCAL_FILE = "local.safetensors"
 
 
 def site_settings(run: Path, job: JobConfig) -> list[SiteSettings]:
-    """Return every site of a run by name; phantoms are written if they are not there yet.
+    """Return every site of a run by name; nothing is written.
 
     Args:
         run: The run directory; sites keep their private state in ``sites/<name>``.
         job: The job.
 
     Raises:
-        DataError: If no site is found, or a named one is missing.
+        ConfigError: If the job names a site or column that is not there.
+        DataError: If no site is found.
     """
-    data = job.data
-    if data.folder is None:
-        write_federation(
-            run / PHANTOM_FOLDER, data.phantoms, seed=job.seed, sites=data.phantom_sites
-        )
-    folder = run / PHANTOM_FOLDER if data.folder is None else Path(data.folder)
-    sources = find_sites(
-        folder,
-        site_column=data.site_column,
-        columns=data.columns,
-        image_only=data.image_only,
-        text_only=data.text_only,
-        only=data.sites,
-    )
-    if not sources:
-        raise DataError(f"{folder}: no site found; expected site folders with a metadata table")
+    sources = _phantom_sources(run, job) if job.data.folder is None else _own_sources(job)
     return [
         SiteSettings(
             name=source.name,
@@ -55,3 +42,44 @@ def site_settings(run: Path, job: JobConfig) -> list[SiteSettings]:
         )
         for source in sorted(sources, key=lambda source: source.name)
     ]
+
+
+def write_phantoms(run: Path, job: JobConfig) -> None:
+    """Write the job's synthetic sites into the run directory; those that are there are kept.
+
+    Raises:
+        StorageError: If they cannot be written.
+    """
+    data = job.data
+    if data.folder is None:
+        folder = run / PHANTOM_FOLDER
+        write_federation(folder, data.phantoms, seed=job.seed, sites=data.phantom_sites)
+
+
+def _phantom_sources(run: Path, job: JobConfig) -> list[SiteSource]:
+    data = job.data
+    if data.site_column or data.columns:
+        key = "site_column" if data.site_column else "columns"
+        raise ConfigError(f"data.{key} is about tables of your own; give --data FOLDER as well")
+    folders = [
+        run / PHANTOM_FOLDER / site.name
+        for site in phantom_sites(data.phantoms, data.phantom_sites)
+    ]
+    sources = [SiteSource(folder.name, folder / TABLE_NAMES[0], folder) for folder in folders]
+    return select_sites(sources, data.image_only, data.text_only, data.sites)
+
+
+def _own_sources(job: JobConfig) -> list[SiteSource]:
+    data = job.data
+    folder = Path(str(data.folder))
+    sources = find_sites(
+        folder,
+        site_column=data.site_column,
+        columns=data.columns,
+        image_only=data.image_only,
+        text_only=data.text_only,
+        only=data.sites,
+    )
+    if not sources:
+        raise DataError(f"{folder}: no site found; expected site folders with a metadata table")
+    return sources

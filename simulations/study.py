@@ -12,20 +12,33 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from shared.config import JobConfig, load_job
+from shared.errors import RunDirectoryError
 from shared.files import write_atomic
 from shared.page.numbers import number
 from shared.results import Metric, Model, Results
 from simulations.phantoms.federation import phantom_sites
 from simulations.simulate import default_job, simulate
 
+Verdict = Literal["yes", "no", "open"]
+
 RECOVERED = 0.85
 """Share of the centralised gain over the base that the shared adapter should reach."""
+
+EXPLAINED = (
+    "Made by the command above. Intervals are Student's t over seeds. *yes*: the interval supports "
+    'the claim; **no**: it refutes it; **open**: it can do neither. "Personal minus shared" '
+    "claims no more than level within the interval. Everything else claims a positive number."
+)
+
+UNKNOWN = 1e9
+"""Ends of the interval of a single value; JSON has no infinity."""
 
 ORACLE_SHARE = 0.95
 """No method should come closer than this to the oracle reader."""
@@ -40,7 +53,8 @@ class Claim:
         value: Mean over seeds.
         low: Lower end of the 95 % interval over seeds.
         high: Upper end.
-        holds: Whether the interval supports the claim.
+        verdict: ``yes`` if the interval supports the claim, ``no`` if it refutes it, otherwise
+            ``open``.
         seeds: Number of seeds.
     """
 
@@ -48,7 +62,7 @@ class Claim:
     value: float
     low: float
     high: float
-    holds: bool
+    verdict: Verdict
     seeds: int
 
 
@@ -56,26 +70,28 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean and 95 % interval by Student's t; one value has no interval."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, float("-inf"), float("inf")
+        return mean, -UNKNOWN, UNKNOWN
     half = float(stats.t.ppf(0.975, len(values) - 1))
     half *= statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
 
 
-def claim(text: str, values: Sequence[float], holds: Callable[[float, float], bool]) -> Claim:
-    """Return a claim about a number per seed; ``holds`` judges its interval (low, high)."""
+def claim(text: str, values: Sequence[float], judge: Callable[[float, float], Verdict]) -> Claim:
+    """Return a claim about a number per seed; ``judge`` is asked about its interval."""
     mean, low, high = interval(values)
-    return Claim(text, mean, low, high, holds(low, high), len(values))
+    return Claim(text, mean, low, high, judge(low, high), len(values))
 
 
-def above_zero(low: float, high: float) -> bool:  # noqa: ARG001 - a judge sees both ends
-    """Return whether a difference is clearly positive."""
-    return low > 0
+def above_zero(low: float, high: float) -> Verdict:
+    """Judge "is positive": the whole interval above zero, or the whole interval not."""
+    return "yes" if low > 0 else "no" if high <= 0 else "open"
 
 
-def not_below_zero(low: float, high: float) -> bool:  # noqa: ARG001
-    """Return whether a difference is at least level within its interval."""
-    return high >= 0
+def not_below_zero(low: float, high: float) -> Verdict:
+    """Judge "at least level within the interval": refuted only if all of it is below zero."""
+    if high - low >= UNKNOWN:
+        return "open"
+    return "yes" if high >= 0 else "no"
 
 
 def level(results: Results, model: Model, metric: Metric, sites: Sequence[str] = ()) -> float:
@@ -106,7 +122,7 @@ def gains(runs: Sequence[Results], metric: Metric) -> list[Claim]:
         claim("local-only minus base, mean", mean("local", "base"), above_zero),
         claim("shared minus base, mean", mean("shared", "base"), above_zero),
         claim("personal minus local-only, mean", mean("personal", "local"), above_zero),
-        claim(f"shared gain minus {RECOVERED:.0%} of centralised gain", recovered, not_below_zero),
+        claim(f"shared gain minus {RECOVERED:.0%} of centralised gain", recovered, above_zero),
     ]
 
 
@@ -155,8 +171,8 @@ def oracle_claim(runs: Sequence[Results]) -> Claim:
     return claim("best method's R@5 over the oracle's, closest site", closest, _below_oracle)
 
 
-def _below_oracle(low: float, high: float) -> bool:  # noqa: ARG001
-    return high < ORACLE_SHARE
+def _below_oracle(low: float, high: float) -> Verdict:
+    return "yes" if high < ORACLE_SHARE else "no" if low >= ORACLE_SHARE else "open"
 
 
 def _difference(run: Results, site: str, model: Model, than: Model, metric: Metric) -> float:
@@ -197,6 +213,10 @@ def run_study(job: JobConfig, seeds: Sequence[int], out: Path, console: Console)
                 found = Results.model_validate_json(path.read_bytes())
             else:
                 found = simulate(folder, variant, console)
+            if found.job_sha256 != variant.digest() or found.status != "finished":
+                raise RunDirectoryError(
+                    f"{folder}: is a run of another job, or did not finish; choose another --out"
+                )
             results[name].append(found)
     full = results["all"]
     metric = job.evaluate.main
@@ -209,19 +229,17 @@ def claims_table(claims: Sequence[Claim], title: str) -> Table:
     table = Table("claim", "mean (95 % interval over seeds)", "holds", title=title)
     for each in claims:
         low, high = number(each.low, signed=False), number(each.high)
-        table.add_row(
-            each.text, f"{number(each.value)} ({low} to {high})", "yes" if each.holds else "no"
-        )
+        table.add_row(each.text, f"{number(each.value)} ({low} to {high})", each.verdict)
     return table
 
 
 def markdown(claims: Sequence[Claim], title: str, command: str) -> str:
     """Return the claims as a page whose first lines say how it was made."""
-    lines = [f"# {title}", "", "```console", f"$ {command}", "```", ""]
+    lines = [f"# {title}", "", "```console", f"$ {command}", "```", "", EXPLAINED, ""]
     lines += ["| claim | mean (95 % interval over seeds) | holds |", "|---|---|---|"]
     lines += [
         f"| {c.text} | {number(c.value)} ({number(c.low)} to {number(c.high)}) | "
-        f"{'yes' if c.holds else '**no**'} |"
+        f"{c.verdict if c.verdict == 'yes' else f'**{c.verdict}**'} |"
         for c in claims
     ]
     return "\n".join(lines) + "\n"

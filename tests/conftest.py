@@ -1,6 +1,7 @@
-"""Small random checkpoints and a small learnable site, made once per session."""
+"""Small random checkpoints, a small learnable site, and the command in this process."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from client.data.records import Prompts, SiteData, Split, SplitName
 from shared.config import JobConfig
 from shared.results import DatasetOrigin
+from simulations.cli import main
 
 WORDS = (
     *("no", "finding", "left", "right", "upper", "lower", "bright", "dark", "square", "spot"),
@@ -183,3 +185,38 @@ def small_job(clip_folder: Path) -> JobConfig:
             "personalize": {"rank": 4, "steps": 6},
         }
     )
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line that says what is wrong."""
+        return self.err.splitlines()[0]
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """Run ``consilia`` in this process, in an environment that says nothing."""
+    monkeypatch.delenv("CONSILIA_HISTORY", raising=False)
+    monkeypatch.delenv("CONSILIA_TRACEBACK", raising=False)
+    # A stopped command ends its process and no longer listens; this process goes on.
+    monkeypatch.setattr("simulations.cli._finish_undisturbed", lambda: None)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr("sys.argv", ["consilia", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run

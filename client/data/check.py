@@ -75,12 +75,18 @@ def checked(site: Inspection) -> SiteCheck:
     return SiteCheck(
         name=site.source.name,
         rows=site.rows,
-        problems=tuple(sorted(problems, key=lambda p: (p.severity != "error", p.where or 0))),
+        problems=tuple(sorted(problems, key=_place)),
         counts=counts,
         kind=_kind(counts["train"]),
         findings=site.findings,
         quick=site.quick,
     )
+
+
+def _place(problem: DataProblem) -> tuple[bool, bool, int]:
+    """Errors first, and among them those of the table itself, of which others may follow."""
+    of_table = problem.rule.startswith("table-")
+    return problem.severity != "error", not of_table, problem.where or 0
 
 
 def count(site: Inspection, split: SplitName) -> SplitCounts:

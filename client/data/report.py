@@ -56,11 +56,16 @@ def print_check(
 
     Returns:
         The command's exit code: 0 if all data can be used, 2 if not.
+
+    Raises:
+        InputError: If no site can be found; as JSON it is printed like any problem.
     """
     try:
         checks = [check_site(source, quick=options.quick) for source in options.sources(folder)]
     except InputError as error:
-        return _print_failure(error, console, as_json=as_json)
+        if not as_json:
+            raise
+        return _print_failure(error, console)
     good = all(check.ok for check in checks)
     if as_json:
         _print_json({"ok": good, "sites": [_check_tree(check) for check in checks]}, console)
@@ -78,6 +83,9 @@ def print_describe(
 
     Returns:
         The command's exit code: 0, or 2 if the data of a site cannot be used.
+
+    Raises:
+        InputError: If no site can be found; as JSON it is printed like any problem.
     """
     described_sites, broken = [], []
     try:
@@ -89,7 +97,9 @@ def print_describe(
             else:
                 broken.append(check)
     except InputError as error:
-        return _print_failure(error, console, as_json=as_json)
+        if not as_json:
+            raise
+        return _print_failure(error, console)
     if as_json:
         tree: dict[str, Any] = {
             "ok": not broken,
@@ -245,15 +255,10 @@ def _at_quantiles(values: Sequence[int]) -> str:
     )
 
 
-def _print_failure(error: InputError, console: Console, *, as_json: bool) -> int:
+def _print_failure(error: InputError, console: Console) -> int:
     problems = error.problems if isinstance(error, DataError) else ()
-    if as_json:
-        tree = {"ok": False, "error": str(error), "problems": [_tree(p) for p in problems]}
-        _print_json(tree, console)
-        return _BAD_INPUT
-    console.print(Text(str(error), style="red"), soft_wrap=True)
-    if problems:
-        console.print(problem_table([("", problem) for problem in problems]))
+    tree = {"ok": False, "error": str(error), "problems": [_tree(p) for p in problems]}
+    _print_json(tree, console)
     return _BAD_INPUT
 
 

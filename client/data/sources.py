@@ -85,7 +85,7 @@ def find_sites(
         sources = [SiteSource(_site_name(folder, table), table, table.parent, None, mapping)]
     else:
         sources = _site_folders(folder, mapping, only)
-    return _selected(sources, image_only, text_only, only)
+    return select_sites(sources, image_only, text_only, only)
 
 
 def _table_of(folder: Path) -> Path | None:
@@ -177,12 +177,17 @@ def _is_site_name(name: str) -> bool:
     )
 
 
-def _selected(
+def select_sites(
     sources: Sequence[SiteSource],
     image_only: Sequence[str],
     text_only: Sequence[str],
     only: Sequence[str],
 ) -> list[SiteSource]:
+    """Keep the sites that are wanted, and note which modality of each is left out.
+
+    Raises:
+        ConfigError: If a name is that of no site, with the nearest that is.
+    """
     names = [source.name for source in sources]
     for option, wanted in (("image_only", image_only), ("text_only", text_only), ("sites", only)):
         for name in wanted:

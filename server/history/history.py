@@ -38,7 +38,8 @@ class RunHistory:
             InputError: If the URL is none, or the database is of a later version.
             StorageError: If it cannot be opened or upgraded.
         """
-        self._shown = shown(url)
+        self.shown = shown(url)
+        """The database, as it may be named in a message."""
         with self._failures("cannot be opened"):
             self._engine = open_database(url)
 
@@ -93,11 +94,16 @@ class RunHistory:
                 return False
             if (row.token, row.job_sha256, row.base_sha256) != (token, job_sha256, base_sha256):
                 raise RunDirectoryError(
-                    f"run {name}: the history {self._shown} holds another run of this name; "
+                    f"run {name}: the history {self.shown} holds another run of this name; "
                     "choose another name or another history"
                 )
             row.status, row.reason, row.finished = "running", None, None
             return True
+
+    def knows(self, name: str) -> bool:
+        """Return whether there is a run of that name."""
+        with self._transaction() as session:
+            return session.scalar(_named(name)) is not None
 
     def open_round(self, run: str, round_number: int) -> int:
         """Record that a round begins and return the number of this attempt, from 1."""
@@ -254,18 +260,27 @@ class RunHistory:
             yield
         except IntegrityError as error:
             raise StorageError(
-                f"run history {self._shown}: recorded before, and nothing is recorded twice "
+                f"run history {self.shown}: recorded before, and nothing is recorded twice "
                 f"({error.orig})"
             ) from error
         except CommandError as error:
             raise InputError(
-                f"run history {self._shown}: is of a later version of consilia ({error}); "
+                f"run history {self.shown}: is of a later version of consilia ({error}); "
                 "use that version, or another history"
             ) from error
         except (SQLAlchemyError, OSError) as error:
             cause = getattr(error, "orig", None) or error
+            if "not a database" in str(cause) or "malformed" in str(cause):
+                raise InputError(
+                    f"run history {self.shown}: is damaged, or no database ({cause}); put a "
+                    "copy of it back, or move it away, which loses its runs"
+                ) from error
+            if "readonly" in str(cause):
+                raise InputError(
+                    f"run history {self.shown}: may not be written; choose another --out"
+                ) from error
             raise StorageError(
-                f"run history {self._shown}: {what} ({cause}); what was committed is "
+                f"run history {self.shown}: {what} ({cause}); what was committed is "
                 "intact; free space if the disk is full, and resume the run"
             ) from error
 

@@ -172,6 +172,7 @@ _DEFAULT_SIZES = {
     "archive": 200,
     "trauma-centre": 120,
 }
+_DEFAULT_TEST_SIZE = 320  # twice the training records of most sites: tests are what is cheap here
 _DEFAULT_NOVEL_RATE = 0.1
 _DEFAULT_CONVENTION_RATE = 0.3
 
@@ -200,6 +201,7 @@ DEFAULT: tuple[PhantomSite, ...] = tuple(
     replace(
         site,
         size=_DEFAULT_SIZES[site.name],
+        test_size=_DEFAULT_TEST_SIZE,
         scanner=_DEFAULT_SCANNERS[site.name],
         convention_rate=_DEFAULT_CONVENTION_RATE,
         rates={**site.rates, **dict.fromkeys(NOVEL_FINDINGS, _DEFAULT_NOVEL_RATE)},

@@ -52,11 +52,11 @@ def answers(results: Results) -> list[Answer]:
     return [question(results) for question in questions]
 
 
-def average(mean: Pooled | None, *, lower_is_better: bool = False) -> str:
-    """Return what the mean of sites says."""
+def average(mean: Pooled | None, *, margin: float = 0.0, lower_is_better: bool = False) -> str:
+    """Return what the mean of sites says; under the job's margin it says nothing."""
     if mean is None:
         return "Too few sites for an average."
-    if mean.low <= 0 <= mean.high:
+    if mean.low <= 0 <= mean.high or abs(mean.value) < margin:
         return "No measurable difference on average."
     better = (mean.low > 0) != lower_is_better
     return "Yes, on average." if better else "No: worse on average."
@@ -73,7 +73,7 @@ def _did_it_work(results: Results) -> Answer:
     if mean is None:
         return Answer(
             *question,
-            average(mean),
+            average(mean, margin=results.margin),
             f"{plural(len(readings.measured), 'site')} could be compared; an average needs three. "
             "Read each site by itself.",
         )
@@ -84,7 +84,8 @@ def _did_it_work(results: Results) -> Answer:
         f"{new}s score {value} {metric.label} over {old} "
         f"(95 % interval {ends}{_over_base(results, main)}."
     )
-    return Answer(*question, average(mean, lower_is_better=metric.lower_is_better), detail)
+    word = average(mean, margin=results.margin, lower_is_better=metric.lower_is_better)
+    return Answer(*question, word, detail)
 
 
 def _over_base(results: Results, main: Comparison) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.audit import AuditLog, verify
-from client.disclosure import disclosed, disclosed_count
+from client.disclosure import disclosed, disclosed_count, rounded
 from client.policy import SitePolicy, simulation_policy
 from client.release import (
     REFUSALS,
@@ -167,8 +167,7 @@ EVALUATION = SiteEvaluation(
     gallery_texts=123,
     gallery_images=15,
     findings=[
-        FindingScore(finding="a", positives=25, auroc={"shared": estimate(40)}),
-        FindingScore(finding="b", positives=3, auroc={"shared": estimate(40)}),
+        FindingScore(finding="a", positives=25, negatives=30, auroc={"shared": estimate(40)}),
     ],
     calibration=[
         CalibrationBin(predicted=0.12345, observed=0.1, low=0.0, high=0.2, n=30),
@@ -187,6 +186,23 @@ def test_what_rests_on_few_patients_is_held_back_with_a_reason():
     assert [b.n for b in told.calibration] == [30]
     assert (told.gallery_texts, told.gallery_images) == (120, 0)
     assert told.metrics["shared"]["auroc"].value == 0.543
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(3, 60), (60, 3)])
+def test_a_mean_does_not_give_away_a_finding_with_a_tiny_class(positives, negatives):
+    rare = FindingScore(
+        finding="b", positives=positives, negatives=negatives, auroc={"shared": estimate(40)}
+    )
+    findings = [*EVALUATION.findings, rare]
+    told = disclosed(EVALUATION.model_copy(update={"findings": findings}), STRICT)
+    assert [finding.finding for finding in told.findings] == ["a"]
+    assert told.metrics["shared"] == {}
+    assert told.differences["shared_minus_base"] == {}
+    assert "auroc" in told.not_measured
+
+
+def test_the_number_of_steps_is_not_told():
+    assert rounded(SUMMARY.model_copy(update={"steps": 1230})).steps == 0
 
 
 def test_an_exact_policy_lets_measures_pass_as_they_are():

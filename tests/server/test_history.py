@@ -177,7 +177,7 @@ def test_a_password_is_never_shown():
 
 def test_a_file_that_is_no_database_is_reported(tmp_path):
     (tmp_path / "h.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(StorageError, match="cannot be opened"):
+    with pytest.raises(InputError, match="is damaged, or no database"):
         RunHistory.at(tmp_path / "h.sqlite")
 
 

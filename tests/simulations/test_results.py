@@ -189,7 +189,7 @@ def test_a_lost_contribution_is_never_plain_success(state):
     run.sites["aldern"].participation[0] = ParticipationCell(state=state, reason="x")
     results = build(run)
     assert (results.status, results.exit_code) == ("finished-incomplete", 3)
-    assert results.reason == "1 of 6 contributions were not admitted"
+    assert results.reason == "1 of 6 contributions were not admitted (aldern: x)"
 
 
 def test_a_site_that_was_not_asked_or_not_needed_is_no_loss():

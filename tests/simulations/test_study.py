@@ -16,14 +16,16 @@ def test_the_interval_is_students():
 
 
 def test_one_seed_supports_no_claim():
-    assert not claim("x", [0.5], above_zero).holds
-    assert claim("x", [-0.5], not_below_zero).holds
+    assert claim("x", [0.5], above_zero).verdict == "open"
+    assert claim("x", [-0.5], not_below_zero).verdict == "open"
 
 
 def test_a_claim_is_judged_by_its_interval():
-    assert claim("x", [0.1, 0.11, 0.12], above_zero).holds
-    assert not claim("x", [0.1, -0.2, 0.3], above_zero).holds
-    assert not claim("x", [-0.1, -0.11, -0.12], not_below_zero).holds
+    assert claim("x", [0.1, 0.11, 0.12], above_zero).verdict == "yes"
+    assert claim("x", [0.1, -0.2, 0.3], above_zero).verdict == "open"
+    assert claim("x", [-0.1, -0.11, -0.12], above_zero).verdict == "no"
+    assert claim("x", [-0.1, 0.05, 0.1], not_below_zero).verdict == "yes"
+    assert claim("x", [-0.1, -0.11, -0.12], not_below_zero).verdict == "no"
 
 
 def test_the_run_without_unimodal_sites_differs_in_nothing_else():
