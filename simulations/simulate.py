@@ -174,10 +174,11 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     quorum = job.aggregate.quorum or 0
     if quorum > len(settings):
         raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
+    digests: dict[str, str] = {}
     if job.data.folder is not None:
-        _load_all(settings, encoder)
+        digests = {name: data.sha256() for name, data in _load_all(settings, encoder).items()}
     with (
-        _store(run, job, encoder, settings) as store,
+        _store(run, job, encoder, settings, digests) as store,
         log_file(run / LOG),
         RunHistory(history_url(run)) as history,
     ):
@@ -216,9 +217,13 @@ def _headline(
 
 
 def _store(
-    run: Path, job: JobConfig, encoder: DualEncoder, settings: Sequence[SiteSettings]
+    run: Path,
+    job: JobConfig,
+    encoder: DualEncoder,
+    settings: Sequence[SiteSettings],
+    digests: Mapping[str, str],
 ) -> RunStore:
-    """Open the run directory, or make it; the base must be the one that the run began with."""
+    """Open the run directory, or make it; base and records must be those that it began with."""
     if (run / "manifest.json").exists():
         store = RunStore.open(run, job)
         if store.base_sha256 != encoder.base_sha256:
@@ -227,8 +232,16 @@ def _store(
                 f"{encoder.folder}: the base has sha256 {encoder.base_sha256}, the run began with "
                 f"{store.base_sha256}; put that base back, or start a new run"
             )
+        changed = sorted(n for n, d in digests.items() if store.manifest["data"].get(n) != d)
+        if changed:
+            store.close()
+            raise RunDirectoryError(
+                f"{run}: the records of {changed[0]} are not those that the run began with, so its "
+                "test records may have been trained on; put them back, or start a new run"
+            )
         return store
     facts = {
+        "data": dict(digests),
         "engine": job.simulation.engine,
         "threads": job.simulation.threads,
         "device": str(encoder.device),

@@ -1,5 +1,6 @@
 """What a site's records look like once they are loaded; NumPy only."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -99,6 +100,17 @@ class SiteData:
             "text": ("text",),
         }
         return towers[self.kind]
+
+    def sha256(self) -> str:
+        """Return the digest of all records: pictures, texts, labels, patients and splits."""
+        digest = hashlib.sha256(repr((self.name, self.findings)).encode())
+        for name, split in sorted(self.splits.items()):
+            digest.update(repr((name, split.texts)).encode())
+            arrays = (split.has_image, split.has_text, split.labels, split.labelled)
+            for array in (split.pixels, *arrays, split.patients):
+                digest.update(repr((array.shape, array.dtype.str)).encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def examples(self, tower: Tower) -> int:
         """Return how many training records a tower has."""

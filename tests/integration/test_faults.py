@@ -1,5 +1,6 @@
 """Runs that go wrong under way, through the whole command: what is told, kept and resumable."""
 
+import csv
 import errno
 import json
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,6 +330,19 @@ def test_what_changed_between_two_processes(
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
     assert "put that base back, or start a new run" in ended.line
     assert (listed()["status"], listed()["rounds"]) == ("failed", 1)
+
+    folder = Path(load_job(job).data.folder)
+    table = sorted(folder.glob("*/metadata.csv"))[0]
+    original = table.read_bytes()
+    with table.open(newline="", encoding="utf-8") as file:
+        header, first, *rest = csv.reader(file)
+    first[header.index("text")] += " again"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, first, *rest])
+    ended = simulate("--resume", run)
+    table.write_bytes(original)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert "are not those that the run began with" in ended.line
 
     history = tmp_path / "history.sqlite"
     history.rename(tmp_path / "away")
