@@ -185,6 +185,9 @@ class _Progress:
         except TrainingError as error:
             _log.warning("baseline %s left out: %s", name, error)
             self.failed[name] = error.reason
+        except (MemoryError, RuntimeError) as error:  # torch's out of memory is the latter
+            _log.exception("baseline %s left out", name)
+            self.failed[name] = type(error).__name__
         tree = {"done": self.done, "failed": self.failed}
         write_atomic(self.path, (json.dumps(tree, indent=1) + "\n").encode())
 

@@ -72,7 +72,7 @@ class BaselinesProcess:
         if process.returncode:
             raise ConsiliaError(
                 f"the baselines ended with exit code {process.returncode}; {self._run / LOG} says "
-                "why; leave them out with --set evaluate.baselines=[]"
+                f"why; mend that and go on with --resume {self._run}"
             )
 
     def _start(self) -> None:
