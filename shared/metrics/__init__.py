@@ -108,12 +108,8 @@ RANKS = (1, 5, 10)
 MINIMUM_RECORDS = 3
 """Least positives, and least negatives, of a finding that is scored."""
 
-MINIMUM_PATIENTS = 6
-"""Least test patients for an interval; with fewer nothing is reported.
-
-With five, all pointing the same way by chance is likelier than 1 in 20 (2 x 0.5 ** 5), so an
-interval drawn by patient cannot be a 95 % interval.
-"""
+MINIMUM_PATIENTS = 3
+"""Least test patients for an interval, which is very wide then; with fewer nothing is reported."""
 
 
 def chance_level(metric: Metric, gallery_texts: int, gallery_images: int) -> float | None:

@@ -7,13 +7,19 @@ as they are, so that a metric computes its value and all its resamples in one ca
 model sees the same rows, the difference of two models is paired.
 
 The interval is the 2.5 to 97.5 % range of the resamples in which the metric exists, widened if
-needed to hold the value itself (calibration error is biased upwards under resampling).
+needed to hold the value itself (calibration error is biased upwards under resampling). Both arms
+are then stretched by sqrt(n / (n - 1)) t / z, with t of n - 1 degrees of freedom for n patients:
+the percentile interval is too narrow for few (Hesterberg, 2015, What teachers should know about
+the bootstrap, https://doi.org/10.1080/00031305.2015.1089789). That is 1 % for 160 patients, 58 %
+for 5 and 169 % for 3.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 from shared.results import Estimate
 
@@ -61,13 +67,21 @@ def resample(patients: NDArray[np.int64], count: int, seed: int) -> Resamples:
     return Resamples(distinct, np.vstack([np.ones(len(distinct)), draws]))
 
 
-def estimate(values: Floats, patients: int) -> Estimate:
+def stretch(patients: int) -> float:
+    """Return by how much an interval over so many patients is stretched; at least two."""
+    degrees = max(patients - 1, 1)
+    tail = 0.5 + COVERAGE / 2
+    return math.sqrt(1 + 1 / degrees) * float(stdtrit(degrees, tail)) / float(ndtri(tail))
+
+
+def estimate(values: Floats, patients: int, least: float = 0.0) -> Estimate:
     """Return the value of row 0 with its 95 % interval from the other rows.
 
     Args:
         values: (1 + resamples,) a metric on the data and on every resample; NaN where a resample
             lacks what the metric needs, for example all positives.
         patients: Test patients behind the value.
+        least: Lowest possible value, 0 for levels and -1 for differences; the highest is 1.
 
     Raises:
         ValueError: If the metric does not exist on the data themselves.
@@ -78,11 +92,16 @@ def estimate(values: Floats, patients: int) -> Estimate:
     tail = 50 * (1 - COVERAGE)
     usable = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(usable, [tail, 100 - tail]) if len(usable) else (value, value)
+    wider = stretch(patients)
+    below, above = max(value - float(low), 0.0), max(float(high) - value, 0.0)
     return Estimate(
-        value=value, low=min(float(low), value), high=max(float(high), value), n=patients
+        value=value,
+        low=min(max(least, value - wider * below), value),
+        high=max(min(1.0, value + wider * above), value),
+        n=patients,
     )
 
 
 def difference(first: Floats, second: Floats, patients: int) -> Estimate:
     """Return ``first - second`` with its paired interval; both on the same resamples."""
-    return estimate(first - second, patients)
+    return estimate(first - second, patients, least=-1.0)

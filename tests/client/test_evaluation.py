@@ -226,8 +226,8 @@ def test_unpaired_records_cannot_be_retrieved():
         ({"labels": np.zeros((40, 3), np.float32)}, None, "no finding with three positive"),
         (
             {"patients": np.arange(40) % 2},
-            "fewer than 6 test patients, so no interval can be estimated",
-            "fewer than 6 test patients, so no interval can be estimated",
+            "fewer than 3 test patients, so no interval can be estimated",
+            "fewer than 3 test patients, so no interval can be estimated",
         ),
         ({"has_image": np.zeros(40, bool)}, "no images in the test split", "no images in the test"),
         ({"has_text": np.zeros(40, bool)}, "no texts in the test split", None),

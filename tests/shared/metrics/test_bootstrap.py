@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from shared.metrics.bootstrap import difference, estimate, resample
+from shared.metrics.bootstrap import difference, estimate, resample, stretch
 
 
 def mean_of(values, weights):
@@ -72,13 +74,26 @@ def test_pairing_removes_what_two_models_share():
     entry = difference(first, second, 50)
     assert entry.value == pytest.approx(0.3)
     assert entry.high - entry.low < 1e-9
-    alone = estimate(first, 50)
+    alone = estimate(first, 50, least=-10.0)
     assert alone.high - alone.low > 0.3
 
 
 def test_resamples_without_a_value_are_left_out_and_the_value_is_inside():
-    entry = estimate(np.array([0.1, np.nan, 0.5, 0.5, 0.5]), 3)
-    assert (entry.low, entry.high) == (0.1, 0.5)
+    entry = estimate(np.array([0.1, np.nan, 0.5, 0.5, 0.5]), 100_000)
+    assert (entry.low, entry.high) == pytest.approx((0.1, 0.5), abs=1e-4)
+
+
+def test_intervals_over_few_patients_are_stretched():
+    # sqrt(n / (n - 1)) t / z by hand: t = 4.303 and 2.776, z = 1.960
+    assert stretch(3) == pytest.approx(math.sqrt(3 / 2) * 4.302653 / 1.959964, abs=1e-5)
+    assert stretch(5) == pytest.approx(math.sqrt(5 / 4) * 2.776445 / 1.959964, abs=1e-5)
+    assert stretch(160) == pytest.approx(1.0109, abs=1e-3)
+    entry = estimate(np.array([0.5, 0.4, 0.6]), 3)
+    assert (entry.low, entry.high) == pytest.approx(
+        (0.5 - 2.688 * 0.095, 0.5 + 2.688 * 0.095), abs=1e-3
+    )
+    assert estimate(np.array([0.5, 0.1, 0.9]), 3).low == 0.0
+    assert estimate(np.array([0.5, 0.1, 0.9]), 3, least=-1.0).low < 0
 
 
 def test_a_metric_without_a_value_is_refused():
