@@ -26,7 +26,8 @@ Everything that a run measured, in one JSON object; `report.html` is made of it 
 Schema version {version}. The same as JSON Schema: [results.schema.json](results.schema.json).
 This page is written by `python -m simulations.results_doc`.
 
-Conventions: an interval (`low`, `high`) is the 95 % percentile bootstrap by patient, except in
+Conventions: an interval (`low`, `high`) is the 95 % percentile bootstrap by patient, stretched for
+few patients (`shared/metrics/bootstrap.py`), Wilson's in `calibration`, except in
 `mean`, where it is a normal interval of the mean from the sites' own ones; differences are paired
 on the same resamples; all metrics lie in 0..1. Where something could not be measured the number
 is absent and `not_measured` says why. Times are in seconds, sizes in bytes, losses in nats.
