@@ -6,7 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -15,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from shared.errors import InputError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_WRITES_TABLES = "writes_tables"
 
 
 def open_database(url: str) -> Engine:
@@ -52,10 +53,14 @@ def _engine(url: str) -> Engine:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed)
     event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
 def _set_pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    # Python's driver would commit before every CREATE TABLE, and a kill in the middle of an
+    # upgrade would leave half a database. Transactions are begun by ``_begin`` instead.
+    connection.isolation_level = None
     cursor = connection.cursor()
     # FULL waits for the disk at every commit: a committed round survives a power cut.
     for pragma in (
@@ -68,11 +73,23 @@ def _set_pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> N
     cursor.close()
 
 
+def _begin(connection: Connection) -> None:
+    """Begin a transaction that holds for changes of the tables too."""
+    immediate = connection.get_execution_options().get(_WRITES_TABLES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
 def _upgrade(engine: Engine) -> None:
+    """Bring the tables to the present version: all of it, or nothing if the process is killed."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     head = ScriptDirectory.from_config(config).get_current_head()
     with engine.begin() as connection:
+        if MigrationContext.configure(connection).get_current_revision() == head:
+            return
+    # Another process may be at it: wait for it, then look again.
+    writing = engine.execution_options(**{_WRITES_TABLES: True})
+    with writing.begin() as connection:
         if MigrationContext.configure(connection).get_current_revision() == head:
             return
         config.attributes["connection"] = connection

@@ -2,6 +2,7 @@ import sqlite3
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
 
@@ -31,6 +32,27 @@ def record(number=1, attempt=1, contributions=None, **more):
         relative_error=0.0, adapter_sha256="x", manifest_sha256=f"m{number}",
         contributions=contributions or [contribution()], **more,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("survives", [0, 1, 3])
+def test_killed_while_the_tables_are_made_leaves_no_half_database(tmp_path, monkeypatch, survives):
+    """What a kill does: the connection is gone without a commit, after some tables were made."""
+    made, create = [], Operations.create_table
+
+    def dying(self, *arguments, **keywords):
+        if len(made) == survives:
+            raise KeyboardInterrupt
+        made.append(create(self, *arguments, **keywords))
+
+    url = f"sqlite:///{tmp_path / 'history.sqlite'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(Operations, "create_table", dying)
+        with pytest.raises(KeyboardInterrupt):
+            RunHistory(url)
+    with sqlite3.connect(tmp_path / "history.sqlite") as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == []
+    with RunHistory(url) as history:
+        assert history.runs() == []
 
 
 def test_migrations_lead_from_an_empty_database_to_the_present_tables(tmp_path):
