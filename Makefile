@@ -1,6 +1,6 @@
 # make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
 # make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
-.PHONY: help setup demo test check setup-browser setup-ray lock test-slow test-kill test-ray study tiny clean
+.PHONY: help setup demo test check setup-browser setup-ray lock test-slow test-kill test-ray study bench bench-gpu tiny clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +48,15 @@ test-kill: setup
 
 test-ray: setup setup-ray
 	$(BIN)/python -m pytest -m slow tests/integration/test_flower_engine.py
+
+# All benchmarks, then their figures into docs/performance.md (about half an hour).
+bench: setup setup-ray
+	set -e; for b in flower_ray plain_loop "plain_loop --geometry vit-b32" centralised prefix_cache peak round_overhead growth gpu; do $(BIN)/python -m benchmarks.$$b; done
+	$(BIN)/python -m benchmarks.table --write docs/performance.md
+
+# What a GPU gives; says so where there is none.
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 # The default job over five seeds, with and without the unimodal sites (about 40 minutes).
 study: setup

@@ -12,8 +12,8 @@ import resource
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +21,9 @@ from client.audit import AuditLog
 from client.data.load import load_site
 from client.data.records import SiteData
 from client.evaluation import evaluate_site
-from client.personalization import personalize
+from client.personalization import Personalized
 from client.policy import SitePolicy
-from client.received import EMPTY, check_fits, receive_parts
+from client.received import EMPTY, check_fits, join_received, receive_parts
 from client.release import (
     Answer,
     release_again,
@@ -36,7 +36,14 @@ from client.release import (
 )
 from client.settings import SiteSettings
 from client.state import SiteState, StoredPersonal
-from client.training import SiteTask, train_shared, validation_loss
+from client.training import validation_loss
+from client.work import (
+    Trained,
+    Work,
+    alike,
+    personalize_together,
+    train_together,
+)
 from shared.adapter import (
     TOWERS,
     AdapterLayout,
@@ -59,15 +66,13 @@ from shared.messages import (
     Description,
     Part,
     Request,
-    RequestKind,
-    Tensors,
     TrainSummary,
     decode_request,
-    join_parts,
 )
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 from shared.results import Model
+from shared.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +93,9 @@ class _MissingPartsError(Exception):
     """A part of the shared adapter neither came with the request nor is held."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """One request that the policy allows, and what is needed to answer it."""
-
-    request: Request
-    tensors: Tensors
-    encoder: DualEncoder
-    data: SiteData
-    started: float
+def load_records(settings: SiteSettings, encoder: DualEncoder) -> SiteData:
+    """Load a site's records with their pictures as an encoder takes them."""
+    return load_site(settings.source, encoder.to_pixels, settings.pixels, encoder.preprocessing)
 
 
 class SiteAgent:
@@ -106,6 +105,7 @@ class SiteAgent:
         settings: What the site owns.
         policy: What it will do at all.
         encoder: Loads the encoder that a job names; several simulated sites may share one.
+        records: Loads the site's records.
     """
 
     def __init__(
@@ -113,22 +113,18 @@ class SiteAgent:
         settings: SiteSettings,
         policy: SitePolicy,
         encoder: Callable[[JobConfig], DualEncoder],
+        records: Callable[[SiteSettings, DualEncoder], SiteData] = load_records,
     ) -> None:
         self._settings = settings
         self._policy = policy
         self._load_encoder = encoder
+        self._load_records = records
         self._state = SiteState(settings.state)
         self._audit = AuditLog(self._state.audit)
-        self._lock = threading.Lock()
         self._held: dict[Part, str] = {}
         self._encoder: tuple[str, DualEncoder] | None = None
         self._data: tuple[str, SiteData] | None = None
-        self._answer_to: dict[RequestKind, Callable[[_Work], bytes]] = {
-            "describe": self._describe,
-            "train": self._train,
-            "personalize": self._personalize,
-            "evaluate": self._evaluate,
-        }
+        self.lock = threading.Lock()
 
     def handle(self, body: bytes) -> bytes:
         """Return the answer to a request, whatever the request says.
@@ -137,28 +133,58 @@ class SiteAgent:
             StorageError: If not even a refusal can be noted in the audit log; then nothing
                 leaves.
         """
-        with self._lock:
-            started = time.monotonic()
-            request: Request | None = None
-            try:
-                request, tensors = decode_request(body)
-                self._check(request)
-                question = hashlib.sha256(body).hexdigest()
-                known = self._state.answer(question)
-                if known is not None:
-                    return release_again(request, known, self._audit)
-                encoder, data = self._open(request)
-                work = _Work(request, tensors, encoder, data, started)
-                answer = self._answer_to[request.kind](work)
-                if request.kind == "train":
-                    self._state.keep_answer(question, answer)
-            except _MissingPartsError:
-                return release_needs(self._reply(request, started), self._audit)
-            except Exception as error:
-                reason = _reason_of(error)
-                return release_refusal(self._reply(request, started), reason, self._audit)
-            else:
-                return answer
+        return answer_together([(self, body)])[0]
+
+    def begin(self, body: bytes) -> Work | bytes:
+        """Read a request, ask the policy, and get ready what it needs; or refuse."""
+        started = time.monotonic()
+        request: Request | None = None
+        try:
+            request, tensors = decode_request(body)
+            self._check(request)
+            encoder, data = self._open(request)
+            shared = SharedAdapter({})
+            if request.kind != "describe":
+                shared = self._receive(request, tensors, encoder)
+        except _MissingPartsError:
+            return release_needs(self._reply(request, started), self._audit)
+        except Exception as error:
+            return self._refuse(request, started, error)
+        question = hashlib.sha256(body).hexdigest()
+        kept = self._state.answer(question)
+        return Work(request, question, kept, encoder, data, shared, started)
+
+    def finish(self, work: Work, result: object = None, together: int = 1) -> bytes:
+        """Release what came of a work.
+
+        Args:
+            work: What ``begin`` returned.
+            result: What came of it, or the error that did; ``None`` if it is done here.
+            together: Sites whose work was done at once; its time is shared among them.
+        """
+        reply = self._reply(work.request, work.started, together)
+        if isinstance(result, Exception):
+            return self._refuse(work.request, work.started, result)
+        try:
+            if isinstance(result, Trained):
+                return self._release_training(work, result, reply)
+            if isinstance(result, Personalized):
+                personal = StoredPersonal(result.adapter, result.alpha)
+                self._state.save_personal(work.shared.sha256(), personal)
+                return release_done(reply, self._audit)
+            if work.request.kind == "describe":
+                return self._describe(work, reply)
+            return self._evaluate(work)
+        except Exception as error:
+            return self._refuse(work.request, work.started, error)
+
+    def answer_again(self, work: Work) -> bytes:
+        """Give the kept answer once more."""
+        return release_again(work.request, work.kept or b"", self._audit)
+
+    def _refuse(self, request: Request | None, started: float, error: Exception) -> bytes:
+        reason = _reason_of(error)
+        return release_refusal(self._reply(request, started), reason, self._audit)
 
     def _check(self, request: Request) -> None:
         if request.site not in {"", self._settings.name}:
@@ -170,51 +196,45 @@ class SiteAgent:
     def _open(self, request: Request) -> tuple[DualEncoder, SiteData]:
         """Return encoder and data, loaded at the first request that needs them."""
         job = request.job
-        key = f"{job.model!r} {job.lora!r} {job.personalize.rank}"
+        key = f"{job.model!r} {job.lora!r}"
         if self._encoder is None or self._encoder[0] != key:
             self._encoder = (key, self._load_encoder(job))
         encoder = self._encoder[1]
         if encoder.base_sha256 != request.base_sha256:
             raise RefusedError("base-mismatch", "the site's base has another digest")
         if self._data is None or self._data[0] != encoder.base_sha256:
-            data = load_site(self._settings.source, encoder.to_pixels)
-            self._data = (encoder.base_sha256, data)
+            self._data = (encoder.base_sha256, self._load_records(self._settings, encoder))
         return encoder, self._data[1]
 
-    def _describe(self, work: _Work) -> bytes:
+    def _receive(self, request: Request, tensors: Tensors, encoder: DualEncoder) -> SharedAdapter:
+        parts, missing = receive_parts(request, tensors, self._state)
+        self._held.update({part: request.parts.get(part, EMPTY) for part in parts})
+        if missing:
+            raise _MissingPartsError
+        return join_received(request, parts, encoder.layout)
+
+    def _describe(self, work: Work, reply: Answer) -> bytes:
         examples = {tower: work.data.examples(tower) for tower in TOWERS}
         description = Description(kind=work.data.kind, examples=examples)
-        answer = self._reply(work.request, work.started)
-        return release_description(answer, description, self._policy, self._audit)
+        return release_description(reply, description, self._policy, self._audit)
 
-    def _train(self, work: _Work) -> bytes:
-        request, encoder, data = work.request, work.encoder, work.data
-        shared = self._receive(work)
-        if not set(request.weights) & set(data.towers) or not request.factors:
-            raise TrainingError("no-training-data", "no tower to train in this round")
-        loss_before = validation_loss(encoder, data, AdapterView(shared=shared), request.job)
-        task = SiteTask(data, shared, request.factors, request.seed, request.round)
-        (trained,) = train_shared(encoder, [task], request.job)
-        change = {name: array - shared.factors[name] for name, array in trained.factors.items()}
+    def _release_training(self, work: Work, trained: Trained, reply: Answer) -> bytes:
+        adapter, start = trained.adapter, work.shared.factors
+        change = {name: array - start[name] for name, array in adapter.factors.items()}
         summary = TrainSummary(
-            loss=trained.loss,
-            validation_loss=loss_before,
-            gradient_norms=dict(trained.gradient_norms),
-            steps=trained.steps,
+            loss=adapter.loss,
+            validation_loss=trained.loss_before,
+            gradient_norms=dict(adapter.gradient_norms),
+            steps=adapter.steps,
         )
-        answer = self._reply(request, work.started)
-        return release_update(answer, change, encoder.layout, summary, self._policy, self._audit)
+        layout = work.encoder.layout
+        answer = release_update(reply, change, layout, summary, self._policy, self._audit)
+        self._state.keep_answer(work.question, answer)
+        return answer
 
-    def _personalize(self, work: _Work) -> bytes:
-        shared = self._receive(work)
-        fitted = personalize(work.encoder, work.data, shared, work.request.job, work.request.seed)
-        personal = StoredPersonal(fitted.adapter, fitted.alpha)
-        self._state.save_personal(shared.sha256(), personal)
-        return release_done(self._reply(work.request, work.started), self._audit)
-
-    def _evaluate(self, work: _Work) -> bytes:
-        request, encoder, data = work.request, work.encoder, work.data
-        shared = self._receive(work)
+    def _evaluate(self, work: Work) -> bytes:
+        started = time.monotonic()
+        request, encoder, data, shared = work.request, work.encoder, work.data, work.shared
         stored = self._state.load_personal(shared.sha256())
         views: dict[Model, AdapterView] = {"base": AdapterView()}
         views |= self._references(encoder.layout)
@@ -229,8 +249,8 @@ class SiteAgent:
         in_use = towers_in_use(data.towers, stored.alpha if stored else {})
         evaluation = evaluate_site(encoder, data, views, job, in_use, request.seed)
         final_loss = validation_loss(encoder, data, views["shared"], job)
-        answer = self._reply(request, work.started)
-        return release_evaluation(answer, evaluation, final_loss, policy, self._audit)
+        reply = self._reply(request, started)
+        return release_evaluation(reply, evaluation, final_loss, policy, self._audit)
 
     def _references(self, layout: AdapterLayout) -> dict[Model, AdapterView]:
         """Return the further adapters to score; files that are not there are left out."""
@@ -242,23 +262,64 @@ class SiteAgent:
                 views[model] = AdapterView(shared=reference)
         return views
 
-    def _receive(self, work: _Work) -> SharedAdapter:
-        parts, missing = receive_parts(work.request, work.tensors, self._state)
-        self._held.update({part: work.request.parts.get(part, EMPTY) for part in parts})
-        if missing:
-            raise _MissingPartsError
-        shared = join_parts(parts, work.request.folds)
-        check_fits(work.encoder.layout, shared)
-        return shared
-
-    def _reply(self, request: Request | None, started: float) -> Answer:
+    def _reply(self, request: Request | None, started: float, together: int = 1) -> Answer:
         return Answer(
             site=self._settings.name,
             request=request,
             holds=dict(self._held),
-            seconds=time.monotonic() - started,
+            seconds=(time.monotonic() - started) / together,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
+
+
+def answer_together(asked: Sequence[tuple[SiteAgent, bytes]]) -> list[bytes]:
+    """Return the answers of agents in this process; those that train, train in one cohort.
+
+    A deployed agent is a cohort of one. What an agent answers is, beyond rounding, what it
+    would answer alone. Who is in a cohort depends on ``asked`` only, so that a repeated
+    question gets the very same bits: kept answers are used if all of a cohort were kept.
+
+    Args:
+        asked: Agents with a request each; every agent once.
+
+    Raises:
+        StorageError: If not even a refusal can be noted in an audit log.
+    """
+    with ExitStack() as locks:
+        for agent, _ in asked:
+            locks.enter_context(agent.lock)
+        begun = [agent.begin(body) for agent, body in asked]
+        answers = [begin if isinstance(begin, bytes) else b"" for begin in begun]
+        numbers = [number for number, begin in enumerate(begun) if isinstance(begin, Work)]
+        works = [begin for begin in begun if isinstance(begin, Work)]
+        for group in alike(works):
+            agents = [asked[numbers[number]][0] for number in group]
+            found = _answer_group(agents, [works[number] for number in group])
+            for number, answer in zip(group, found, strict=True):
+                answers[numbers[number]] = answer
+    return answers
+
+
+def _answer_group(agents: Sequence[SiteAgent], works: Sequence[Work]) -> list[bytes]:
+    """Answer works of one kind and job."""
+    if all(work.kept is not None for work in works):
+        return [agent.answer_again(work) for agent, work in zip(agents, works, strict=True)]
+    results: Sequence[object] = [None] * len(works)
+    try:
+        if works[0].request.kind == "train":
+            results = train_together(works)
+        elif works[0].request.kind == "personalize":
+            results = personalize_together(works)
+    except Exception as error:
+        if len(works) > 1:  # whatever one site's records do, the others answer
+            pairs = zip(agents, works, strict=True)
+            return [_answer_group([agent], [work])[0] for agent, work in pairs]
+        results = [error]
+    together = len(works) if any(result is not None for result in results) else 1
+    return [
+        agent.finish(work, result, together)
+        for agent, work, result in zip(agents, works, results, strict=True)
+    ]
 
 
 def towers_in_use(
@@ -291,12 +352,9 @@ def _reason_of(error: Exception) -> str:
 
     Only its type and place are logged: the text of an error may quote a record.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_OURS)]
-    places = dict.fromkeys(f"{Path(f.filename).name}:{f.lineno}" for f in (*own[-1:], frames[-1]))
-    where = " in ".join(reversed(places))
+    where = _place_of(error)
     if isinstance(error, RefusedError | TrainingError):
-        log.warning("request refused: %s at %s", error.reason, where)
+        log.warning("request refused: %s%s", error.reason, where and f" at {where}")
         return error.reason
     for sort, reason in _REASONS:
         if isinstance(error, sort):
@@ -307,3 +365,11 @@ def _reason_of(error: Exception) -> str:
         return "out-of-memory"
     log.error("request refused: internal (%s at %s)", type(error).__name__, where)
     return "internal"
+
+
+def _place_of(error: Exception) -> str:
+    """Return where an error came from; empty for one that was handed on and never raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_OURS)]
+    places = dict.fromkeys(f"{Path(f.filename).name}:{f.lineno}" for f in (*own[-1:], *frames[-1:]))
+    return " in ".join(reversed(places))

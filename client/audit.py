@@ -3,18 +3,54 @@
 A line holds the sha256 of the whole line before it, so that a line that was changed, removed
 or put in later breaks the chain. What was cut off at the end can only be noticed against a
 copy of the last digest kept elsewhere.
+
+No body is handed over before its line is on the disk. A process that answers for many sites
+waits once for all of their lines (``on_disk_together``) instead of once for each.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 
-from client.state import private_folder
+from client.state import digest_of, private_folder
 from shared.errors import InputError, StorageError
+from shared.files import write_whole
 
 _FIRST = "0" * 64
+_AT_ONCE = 16
+"""Files that are waited for at a time; the disk writes those that come together in one go."""
+
+_written: ContextVar[dict[Path, None] | None] = ContextVar("written", default=None)
+"""Logs whose last lines are not yet on the disk, inside of ``on_disk_together``."""
+
+
+@contextmanager
+def on_disk_together() -> Iterator[None]:
+    """Let the lines written in the block reach the disk together, before it is left.
+
+    What the block released must not be handed over before the block has ended well. Inside of
+    another such block it is the outer one that waits.
+
+    Raises:
+        StorageError: If a line cannot be written; then no body of the block may leave.
+    """
+    if _written.get() is not None:
+        yield
+        return
+    written: dict[Path, None] = {}
+    outside = _written.set(written)
+    try:
+        yield
+    finally:
+        _written.reset(outside)
+        _sync(list(written))
 
 
 class AuditLog:
@@ -35,6 +71,8 @@ class AuditLog:
     def append(self, *, run: str, round_number: int, what: str, body: bytes) -> None:
         """Write the line for a body that is about to leave, and wait until it is on disk.
 
+        Inside of ``on_disk_together`` the end of that block waits.
+
         Raises:
             StorageError: If it cannot be written; then the body must not leave.
         """
@@ -47,18 +85,21 @@ class AuditLog:
             "round": round_number,
             "what": what,
             "bytes": len(body),
-            "sha256": hashlib.sha256(body).hexdigest(),
+            "sha256": digest_of(body),
             "prev_sha256": self._last,
         }
         line = (json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n").encode()
+        written = _written.get()
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(descriptor)
+            with FileIO(descriptor, "w") as file:
+                write_whole(file, line)
+                if written is None:
+                    os.fsync(descriptor)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise _unwritable(self.path, error) from None
+        if written is not None:
+            written[self.path] = None
         self._count += 1
         self._size += len(line)
         self._last = hashlib.sha256(line).hexdigest()
@@ -74,7 +115,33 @@ class AuditLog:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _sync(paths: list[Path]) -> None:
+    """Wait until files are on the disk, several at a time."""
+    with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(paths)))) as threads:
+        waits = [threads.submit(_sync_one, path) for path in paths]
+    for wait in waits:
+        wait.result()
+
+
+def _sync_one(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be written: {error.strerror}")
 
 
 def verify(path: Path) -> int:

@@ -10,7 +10,7 @@ picked by what they have, so nothing behind a mask is ever encoded:
     one side                    anchor to the received model
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from client.batches import Batch, PreparedSplit, Rows, pixels_of, prepare, shifted
 from client.data.records import SiteData
+from client.prefix_cache import Prefixes, kept_prefixes, pad_prefixes
 from shared.model.encoder import DualEncoder
 from shared.objectives.anchor import anchor
 from shared.objectives.infonce import infonce, pair_targets
@@ -81,27 +82,104 @@ class RecordLosses:
     texts: Tensor
 
 
-def encode(
-    encoder: DualEncoder,
-    prepared: PreparedSplit,
-    batch: Batch,
-    shift: tuple[int, np.random.Generator] | None = None,
-) -> Features:
-    """Return the features of a batch; identical texts are encoded once."""
-    image = text = torch.zeros(0, 1, device=encoder.device)
-    rows = batch.with_image
-    if len(rows):
-        pixels = pixels_of(prepared, rows)
-        image = encoder.encode_images(pixels if shift is None else shifted(pixels, *shift))
-    rows = batch.with_text
-    if len(rows):
+@dataclass(frozen=True)
+class Part:
+    """Records of one split that are encoded together with others'.
+
+    Attributes:
+        prepared: The split.
+        batch: Its rows.
+        adapter: Whose function: a row of the stack in use; 0 if there is none.
+        shift: Pixels by which pictures are moved at most, and the generator that says how far.
+    """
+
+    prepared: PreparedSplit
+    batch: Batch
+    adapter: int = 0
+    shift: tuple[int, np.random.Generator] | None = None
+
+
+def encode(encoder: DualEncoder, parts: Sequence[Part], adapters: int = 1) -> list[Features]:
+    """Return the features of every part; each part's identical texts are encoded once.
+
+    Args:
+        encoder: With a function, or a stack of functions, in use.
+        parts: In the order of their adapters.
+        adapters: How many the stack has.
+    """
+    images = _encode_images(encoder, parts, adapters)
+    texts = _encode_texts(encoder, parts, adapters)
+    return [Features(image, text) for image, text in zip(images, texts, strict=True)]
+
+
+def _encode_images(encoder: DualEncoder, parts: Sequence[Part], adapters: int) -> Sequence[Tensor]:
+    taken, counts, lengths = [], [0] * adapters, []
+    for part in parts:
+        rows = part.batch.with_image
+        lengths.append(len(rows))
+        counts[part.adapter] += len(rows)
+        if len(rows):
+            moved = part.shift is not None and part.shift[0] > 0
+            kept = None if moved else kept_prefixes(encoder, part.prepared, "image")
+            taken.append((part, rows, kept))
+    if not taken:
+        return [torch.zeros(0, 1, device=encoder.device)] * len(parts)
+    if any(kept is not None for _, _, kept in taken):
+        hidden = [
+            encoder.image_prefix(_pixels(part, rows)) if kept is None else kept.of_rows(rows)[0]
+            for part, rows, kept in taken
+        ]
+        found = encoder.encode_image_prefixes(torch.cat(hidden), counts)
+    else:
+        pixels = [_pixels(part, rows) for part, rows, _ in taken]
+        together = pixels[0] if len(pixels) == 1 else torch.cat(_alike(pixels))
+        found = encoder.encode_images(together, counts)
+    return list(found.split(lengths))
+
+
+def _pixels(part: Part, rows: Rows) -> Tensor:
+    own = pixels_of(part.prepared, rows)
+    return own if part.shift is None else shifted(own, *part.shift)
+
+
+def _alike(pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Give grey pictures three channels if others of the same batch have them."""
+    most = max(part.shape[3] for part in pixels)
+    return [part.expand(-1, -1, -1, most) for part in pixels]
+
+
+def _encode_texts(encoder: DualEncoder, parts: Sequence[Part], adapters: int) -> Sequence[Tensor]:
+    taken: list[tuple[Prefixes | None, Rows, list[Sequence[int]]]] = []
+    places, counts, lengths = [], [0] * adapters, []
+    for part in parts:
+        rows = part.batch.with_text
+        lengths.append(len(rows))
+        if not len(rows):
+            continue
         _, first, place = np.unique(
-            prepared.text_numbers[rows].numpy(), return_index=True, return_inverse=True
+            part.prepared.text_numbers[rows].numpy(), return_index=True, return_inverse=True
         )
-        tokens = encoder.pad([prepared.token_ids[row] for row in rows[first]])
-        index = torch.from_numpy(place).to(encoder.device)
-        text = encoder.encode_texts(tokens).index_select(0, index)
-    return Features(image, text)
+        places.append(place + sum(counts))
+        counts[part.adapter] += len(first)
+        distinct = rows[first]
+        ids = [part.prepared.token_ids[row] for row in distinct]
+        taken.append((kept_prefixes(encoder, part.prepared, "text"), distinct, ids))
+    if not taken:
+        return [torch.zeros(0, 1, device=encoder.device)] * len(parts)
+    if any(kept is not None for kept, _, _ in taken):
+        hidden, ends = pad_prefixes(
+            [
+                encoder.text_prefix(encoder.pad(ids)) if kept is None else kept.of_rows(distinct)
+                for kept, distinct, ids in taken
+            ]
+        )
+        found = encoder.encode_text_prefixes(hidden, ends, counts)
+    else:
+        found = encoder.encode_texts(
+            encoder.pad([row for _, _, ids in taken for row in ids]), counts
+        )
+    index = torch.from_numpy(np.concatenate(places)).to(encoder.device)
+    return list(found.index_select(0, index).split(lengths))
 
 
 @torch.no_grad()
@@ -111,12 +189,12 @@ def encode_all(encoder: DualEncoder, prepared: PreparedSplit, batch: Batch) -> F
     images, texts = [], []
     rows = batch.with_image
     for start in range(0, len(rows), _CHUNK):
-        part = Batch(none, rows[start : start + _CHUNK], none)
-        images.append(encode(encoder, prepared, part).image)
+        part = Part(prepared, Batch(none, rows[start : start + _CHUNK], none))
+        images.append(encode(encoder, [part])[0].image)
     rows = batch.with_text
     for start in range(0, len(rows), _CHUNK):
-        part = Batch(none, none, rows[start : start + _CHUNK])
-        texts.append(encode(encoder, prepared, part).text)
+        part = Part(prepared, Batch(none, none, rows[start : start + _CHUNK]))
+        texts.append(encode(encoder, [part])[0].text)
     empty = torch.zeros(0, 1, device=encoder.device)
     return Features(torch.cat(images) if images else empty, torch.cat(texts) if texts else empty)
 
@@ -232,10 +310,71 @@ def _prompt_losses(
     return losses * known
 
 
-def batch_loss(
+def batch_losses(
+    features: Sequence[Features], parts: Sequence[Part], contexts: Sequence[LossContext]
+) -> Tensor:
+    """Return the loss of every part in nats, (parts,): a record weighs the same in its tower.
+
+    Parts of pairs alone, equally many, are computed side by side; their negatives never mix.
+    """
+    losses: dict[int, Tensor] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for number, (part, context) in enumerate(zip(parts, contexts, strict=True)):
+        batch, labels = part.batch, part.prepared.labels.shape[1]
+        if len(batch.images) or len(batch.texts) or not len(batch.pairs):
+            losses[number] = _mixed_loss(features[number], part.prepared, batch, context)
+        else:
+            alike.setdefault((len(batch.pairs), labels), []).append(number)
+    for numbers in alike.values():
+        found = _paired_losses(
+            [features[number] for number in numbers],
+            [parts[number] for number in numbers],
+            [contexts[number] for number in numbers],
+        )
+        losses |= dict(zip(numbers, found.unbind(), strict=True))
+    return torch.stack([losses[number] for number in range(len(parts))])
+
+
+def _paired_losses(
+    features: Sequence[Features], parts: Sequence[Part], contexts: Sequence[LossContext]
+) -> Tensor:
+    """Return the loss of parts that hold n pairs each and nothing else, (parts,)."""
+    image = torch.stack([found.image for found in features])
+    text = torch.stack([found.text for found in features])
+    rows = [torch.from_numpy(part.batch.pairs) for part in parts]
+    prepared = [part.prepared for part in parts]
+    targets = pair_targets(
+        torch.stack([p.text_numbers[row] for p, row in zip(prepared, rows, strict=True)]),
+        torch.stack([p.labels[row] for p, row in zip(prepared, rows, strict=True)]),
+        torch.stack([p.labelled[row] for p, row in zip(prepared, rows, strict=True)]),
+        contexts[0].kappa,
+    )
+    losses = infonce(image, text, targets.to(image.device), contexts[0].scale)
+    taught = [n for n, context in enumerate(contexts) if context.teacher and context.teacher.paired]
+    if not taught:
+        return losses.mean(-1)
+    kept = [losses[number].mean() for number in range(len(parts))]
+    for number in taught:
+        kept[number] = kept[number] + _held(features[number], rows[number], contexts[number])
+    return torch.stack(kept)
+
+
+def _held(features: Features, rows: Tensor, context: LossContext) -> Tensor:
+    """Return the mean anchor of pairs to the teacher, both sides added up."""
+    teacher = context.teacher
+    if teacher is None or not teacher.paired:
+        return features.image.new_zeros(())
+    place = rows.to(features.image.device)
+    both = anchor(features.image[: len(rows)], teacher.image[place]) + anchor(
+        features.text[: len(rows)], teacher.text[place]
+    )
+    return context.scale * teacher.paired * both.mean()
+
+
+def _mixed_loss(
     features: Features, prepared: PreparedSplit, batch: Batch, context: LossContext
 ) -> Tensor:
-    """Return the loss of a batch in nats: every record weighs the same in its tower."""
+    """Return the loss of a batch that has records with one side."""
     scale, teacher = context.scale, context.teacher
     losses = record_losses(features, prepared, batch, context)
     total = losses.pairs.sum() + losses.images.sum() + losses.texts.sum()
@@ -247,11 +386,8 @@ def batch_loss(
             total = total + _kept(image, teacher.image, prepared, batch.images, context)
         if len(batch.texts):
             total = total + _kept(text, teacher.text, prepared, batch.texts, context)
-        if teacher.paired and both:
-            total = total + scale * teacher.paired * (
-                anchor(features.image[:both], teacher.image[batch.pairs]).sum()
-                + anchor(features.text[:both], teacher.text[batch.pairs]).sum()
-            )
+        if both:
+            total = total + both * _held(features, torch.from_numpy(batch.pairs), context)
     return total / batch.size
 
 

@@ -10,7 +10,7 @@ model: the personal adapter is used only where it wins on held-out records of th
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from client.batches import draw_batches, prepare
 from client.data.records import SiteData
+from client.fitting import Learner, Schedule, fit
 from client.losses import (
     Features,
     HeldOut,
@@ -28,15 +29,17 @@ from client.losses import (
     encode_all,
     held_out_losses,
 )
+from client.prefix_cache import keep_prefixes
 from client.training import (
-    Schedule,
     check_learnable,
-    fit,
+    context_of,
     fresh_factors,
-    site_loss,
+    in_halves,
+    site_blocks,
 )
 from shared.adapter import Array, SharedAdapter, Tower
 from shared.config import JobConfig, PersonalizationMethod
+from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 
@@ -62,72 +65,132 @@ class Personalized:
     validation: Mapping[str, float] = field(default_factory=dict)
 
 
-Personalize = Callable[[DualEncoder, SiteData, SharedAdapter, JobConfig, int], Personalized]
+@dataclass(frozen=True)
+class PersonalTask:
+    """One site's personal fit.
+
+    Attributes:
+        data: Its records.
+        shared: The finished shared adapter; frozen.
+        seed: Of starts, batches and shifts.
+    """
+
+    data: SiteData
+    shared: SharedAdapter
+    seed: int
+
+
+Outcome = Personalized | TrainingError
+Personalize = Callable[[DualEncoder, Sequence[PersonalTask], JobConfig], list[Outcome]]
 
 
 def personalize(
-    encoder: DualEncoder, data: SiteData, shared: SharedAdapter, job: JobConfig, seed: int
-) -> Personalized:
-    """Fit the site's own adapter on the finished shared one, by the job's method.
+    encoder: DualEncoder, tasks: Sequence[PersonalTask], job: JobConfig
+) -> list[Outcome]:
+    """Fit every site's own adapter on the finished shared one, by the job's method.
 
-    Raises:
-        TrainingError: If there is nothing to learn from, or the loss is not finite.
+    Returns:
+        Per task what came of it, or why nothing did: nothing to learn from, a loss that is not
+        finite, not enough memory.
     """
-    return PERSONALIZATIONS[job.personalize.method](encoder, data, shared, job, seed)
+    return PERSONALIZATIONS[job.personalize.method](encoder, tasks, job)
 
 
 def none(
     encoder: DualEncoder,  # noqa: ARG001 - every method has the same signature
-    data: SiteData,
-    shared: SharedAdapter,  # noqa: ARG001
+    tasks: Sequence[PersonalTask],
     job: JobConfig,  # noqa: ARG001
-    seed: int,  # noqa: ARG001
-) -> Personalized:
+) -> list[Outcome]:
     """Use the shared adapter as it is."""
-    return Personalized({}, dict.fromkeys(data.towers, 0.0))
+    return [Personalized({}, dict.fromkeys(task.data.towers, 0.0)) for task in tasks]
 
 
-def duet(
-    encoder: DualEncoder, data: SiteData, shared: SharedAdapter, job: JobConfig, seed: int
-) -> Personalized:
-    """Fit a residual on the frozen shared adapter, then choose how much of it to use.
+def duet(encoder: DualEncoder, tasks: Sequence[PersonalTask], job: JobConfig) -> list[Outcome]:
+    """Fit residuals on the frozen shared adapter, then choose how much of each to use.
 
     Returns:
-        The residual; alpha is 0 for every tower that does not win on validation.
+        Per task its residual; alpha is 0 for every tower that does not win on validation.
     """
-    encoder.use(AdapterView(shared))
-    prompts = embed_prompts(encoder, data)
     if job.personalize.steps == 0:
-        return none(encoder, data, shared, job, seed)
-    adapter = _fit_residual(encoder, data, prompts, shared, job, seed)
-    alpha, validation = _choose(encoder, data, prompts, shared, adapter, job)
-    return Personalized(adapter, alpha, validation)
+        return none(encoder, tasks, job)
+    fitted: dict[int, dict[str, Array] | TrainingError] = {}
+    by_shared: dict[int, list[int]] = {}
+    for number, task in enumerate(tasks):
+        by_shared.setdefault(id(task.shared), []).append(number)
+    for numbers in by_shared.values():
+        chosen = [tasks[number] for number in numbers]
+        found = in_halves(lambda some: _fit_residuals(encoder, some, job), chosen)
+        fitted |= dict(zip(numbers, found, strict=True))
+    results: list[Outcome] = []
+    for number, task in enumerate(tasks):
+        adapter = fitted[number]
+        if isinstance(adapter, TrainingError):
+            results.append(adapter)
+            continue
+        encoder.use(AdapterView(task.shared))
+        prompts = embed_prompts(encoder, task.data)
+        alpha, validation = _choose(encoder, task.data, prompts, task.shared, adapter, job)
+        results.append(Personalized(adapter, alpha, validation))
+    return results
 
 
-def _fit_residual(
-    encoder: DualEncoder,
-    data: SiteData,
-    prompts: PromptSet | None,
-    shared: SharedAdapter,
-    job: JobConfig,
-    seed: int,
-) -> dict[str, Array]:
-    config, rank = job.personalize, encoder.personal_rank
+def _fit_residuals(
+    encoder: DualEncoder, tasks: Sequence[PersonalTask], job: JobConfig
+) -> list[dict[str, Array] | TrainingError]:
+    """Train one residual per task on the shared adapter that all tasks have in common."""
+    encoder.use(AdapterView(tasks[0].shared))
+    learners: list[Learner] = []
+    starts: list[dict[str, Array]] = []
+    results: list[dict[str, Array] | TrainingError | None] = []
+    for task in tasks:
+        try:
+            learner, start = _residual_learner(encoder, task, job, row=len(learners))
+        except TrainingError as error:
+            results.append(error)
+            continue
+        learners.append(learner)
+        starts.append(start)
+        results.append(None)
+    if learners:
+        stack = encoder.new_stack(len(learners), job.personalize.rank)
+        for row, start in enumerate(starts):
+            stack.put(row, start)
+        encoder.use_stack(stack, AdapterView(tasks[0].shared))
+        fitted = fit(encoder, stack, learners, ("A", "B"), job.train)
+        found = iter(
+            result
+            if isinstance(result, TrainingError)
+            else stack.read(row, towers=learners[row].towers)
+            for row, result in enumerate(fitted)
+        )
+        results = [next(found) if result is None else result for result in results]
+        encoder.use(AdapterView(tasks[0].shared))
+    return [result for result in results if result is not None]
+
+
+def _residual_learner(
+    encoder: DualEncoder, task: PersonalTask, job: JobConfig, row: int
+) -> tuple[Learner, dict[str, Array]]:
+    config, data = job.personalize, task.data
     train = check_learnable(encoder, data)
-    rng = np.random.default_rng(seed)
+    keep_prefixes(encoder, train, job, training=True)
+    prompts = embed_prompts(encoder, data)
+    rng = np.random.default_rng(task.seed)
     start: dict[str, Array] = {}
     for layer in encoder.layout.layers:
         if layer.tower in data.towers:
-            start |= fresh_factors(layer.module, layer.outputs, layer.inputs, rank, rng)
+            start |= fresh_factors(layer.module, layer.outputs, layer.inputs, config.rank, rng)
     plan = list(islice(draw_batches(train, job.train.batch_size, rng), config.steps))
     teacher = ask_teacher(encoder, train, plan, lone=config.distill, paired=config.distill)
-    encoder.use(AdapterView(shared, start, dict.fromkeys(data.towers, 1.0)))
-    parameters = encoder.parameters_of("personal", towers=data.towers)
-    losses_of = site_loss(encoder, train, prompts, teacher, job.train, rng)
+    context = context_of(encoder, prompts, teacher, job)
     total = config.steps if job.train.schedule == "cosine" else 0
-    schedule = Schedule(config.learning_rate, job.train.warmup_steps, total)
-    fit(parameters, plan, losses_of, job.train, schedule, encoder.layout)
-    return encoder.read_adapter("personal", towers=data.towers)
+    learner = Learner(
+        plan=site_blocks(train, plan, context, (job.train.shift_pixels, rng), row),
+        steps=config.steps,
+        schedule=Schedule(config.learning_rate, job.train.warmup_steps, total),
+        towers=data.towers,
+    )
+    return learner, start
 
 
 def _choose(
@@ -140,6 +203,7 @@ def _choose(
 ) -> tuple[Alpha, dict[str, float]]:
     """Score every mixture on the validation split and pick by the one-standard-error rule."""
     val = prepare(encoder, data, "val")
+    keep_prefixes(encoder, val, job, training=False)
     towers = data.towers
     fine = len(val.everything.pairs) >= job.personalize.grid_from
     grid = _FINE if fine else _COARSE

@@ -16,12 +16,21 @@ from shared.adapter import (
     factor_name,
 )
 from shared.errors import AdapterMismatchError, WireError
-from shared.messages import PARTS, Part, Request, unpack_parts
+from shared.latest import Latest
+from shared.messages import PARTS, Part, Request, join_parts, unpack_parts
 
-EMPTY = adapter_sha256({})
+_NOTHING: Adapter = {}
+EMPTY = adapter_sha256(_NOTHING)
 """Digest of a part without factors, which never has to be sent."""
 
 _B_AND_A: tuple[Factor, Factor] = ("B", "A")
+
+
+_Parts = dict[Part, tuple[str, Adapter]]
+"""Digest and factors of parts."""
+
+_came: Latest[_Parts] = Latest()
+_joined: Latest[SharedAdapter] = Latest()
 
 
 def receive_parts(
@@ -34,20 +43,50 @@ def receive_parts(
     Raises:
         WireError: If a part has another digest than the request says.
     """
-    came = unpack_parts(tensors)
+    came = _came.get((tensors,), lambda: _digested(tensors))
     parts: dict[Part, Adapter] = {}
     for part in PARTS:
         sha256 = request.parts.get(part, EMPTY)
         if part in came:
-            if adapter_sha256(came[part]) != sha256:
+            digest, adapter = came[part]
+            if digest != sha256:
                 raise WireError(f"request: part {part} has another digest than was stated")
-            state.hold(part, came[part])
-            parts[part] = came[part]
+            state.hold(part, sha256, adapter)
+            parts[part] = adapter
         elif sha256 == EMPTY:
-            parts[part] = {}
+            parts[part] = _NOTHING
         elif (held := state.held(part, sha256)) is not None:
             parts[part] = held
     return parts, [part for part in PARTS if part not in parts]
+
+
+def join_received(
+    request: Request, parts: Mapping[Part, Adapter], layout: AdapterLayout
+) -> SharedAdapter:
+    """Put the parts of a request's adapter together, once it is known that they fit.
+
+    Sites of one process that receive the same adapter get the same object, checked once.
+
+    Args:
+        request: Says how often the adapter was folded.
+        parts: All of them, from ``receive_parts``.
+        layout: Of the site's own encoder.
+
+    Raises:
+        AdapterMismatchError: If names or shapes do not fit, or a value is not finite.
+    """
+
+    def join() -> SharedAdapter:
+        shared = join_parts(parts, request.folds)
+        check_fits(layout, shared)
+        return shared
+
+    return _joined.get((*(parts[part] for part in PARTS), request.folds, layout), join)
+
+
+def _digested(tensors: Mapping[str, NDArray[np.generic]]) -> _Parts:
+    parts = unpack_parts(tensors)
+    return {part: (adapter_sha256(adapter), adapter) for part, adapter in parts.items()}
 
 
 def check_fits(layout: AdapterLayout, shared: SharedAdapter) -> None:

@@ -9,17 +9,16 @@ written, the body does not leave.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from client.audit import AuditLog
 from client.disclosure import disclosed, disclosed_count, rounded
 from client.policy import SitePolicy
 from shared import fixedpoint
 from shared.adapter import Adapter, AdapterLayout, check_compatible
 from shared.errors import TrainingError, WireError
-from shared.messages import Description, Part, Reply, Request, Tensors, TrainSummary, encode
+from shared.messages import Description, Part, Reply, Request, TrainSummary, encode
 from shared.privacy.clipping import clip
 from shared.results import SiteEvaluation
+from shared.tensors import Tensors
 
 REFUSALS: dict[str, str] = {
     "wire": "the request does not follow the protocol",
@@ -110,16 +109,15 @@ def release_update(
     weights = dict(request.weights)
     if not policy.exact:
         summary = rounded(summary)
-    change = {n: array for n, array in change.items() if layout.tower_of(n) in weights}
+    tower_of = layout.towers
+    change = {name: array for name, array in change.items() if tower_of[name] in weights}
     check_compatible(layout, change, change)
-    if not all(np.isfinite(array).all() for array in change.values()):
-        raise TrainingError("change-not-finite", REFUSALS["change-not-finite"])
     norm = min(request.job.aggregate.clip_norm, policy.max_change)
     clipped_change, clipped = clip(change, norm)
-    towers = {layout.tower_of(name) for name in clipped_change}
+    towers = {tower_of[name] for name in clipped_change}
     try:
         tensors: Tensors = dict(
-            fixedpoint.encode(clipped_change, lambda n: weights[layout.tower_of(n)], request.scale)
+            fixedpoint.encode(clipped_change, lambda n: weights[tower_of[n]], request.scale)
         )
     except WireError as error:
         raise TrainingError("out-of-range", REFUSALS["out-of-range"]) from error

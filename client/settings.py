@@ -34,6 +34,11 @@ class SiteSettings:
     references: Mapping[Model, Path] = field(default_factory=dict)
     device: Device = "cpu"
 
+    @property
+    def pixels(self) -> Path:
+        """Folder of the site's prepared pictures."""
+        return self.state / "pixels"
+
 
 class _DataTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

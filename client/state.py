@@ -1,10 +1,14 @@
 """A site's own folder: the personal adapter, held parts of the shared one, the audit log.
 
-Nothing in it is ever sent. Files are readable by their owner only and are replaced whole.
+Nothing in it is ever sent. Files are readable by their owner only. They are replaced whole,
+but for the kept answer, which is written over and counts only if its digest is right.
 """
 
 import hashlib
 import json
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from shared.adapter import Adapter, Array, Tower, adapter_sha256
 from shared.errors import StorageError
-from shared.files import write_atomic
-from shared.messages import Part
+from shared.files import storage_errors, write_atomic
+from shared.latest import Latest
+from shared.messages import PARTS, Part
+from shared.tensors import pack_tensors
 
 _DIGEST_BYTES = 32
 _ALPHA = TypeAdapter(dict[Tower, float])
@@ -31,13 +37,20 @@ class StoredPersonal:
 
 
 class SiteState:
-    """The files of one site; see the module's docstring."""
+    """The files of one site; see the module's docstring.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The site's own.
+        held: Where parts of the shared adapter are held, if not in ``folder``. Sites of one
+            machine may hold them together: all receive the same, and write it once.
+    """
+
+    def __init__(self, folder: Path, held: Path | None = None) -> None:
         self.folder = folder
+        self._parts = held or folder / "held"
         private_folder(folder)
         private_folder(folder / "personal")
-        private_folder(folder / "held")
+        private_folder(self._parts)
 
     @property
     def audit(self) -> Path:
@@ -60,24 +73,49 @@ class SiteState:
         except (KeyError, ValidationError):
             return None
 
-    def hold(self, part: Part, adapter: Adapter) -> None:
-        """Keep a part of the shared adapter, in place of the one held before."""
-        replace_private(self._held(part), safetensors.numpy.save(dict(adapter)))
+    def hold(self, part: Part, sha256: str, adapter: Adapter) -> None:
+        """Keep a part of the shared adapter, in place of the one held before.
+
+        Args:
+            part: Which.
+            sha256: Its digest; the caller has checked it.
+            adapter: Its factors.
+        """
+        path = self._held(part)
+        if _known_part(path, sha256) is None:
+            replace_private(path, pack_tensors(adapter))
+            _remember_part(path, sha256, adapter)
 
     def held(self, part: Part, sha256: str) -> Adapter | None:
         """Return a part if the site holds the one with this digest."""
-        found = _read(self._held(part))
-        return found[0] if found is not None and adapter_sha256(found[0]) == sha256 else None
+        path = self._held(part)
+        known = _known_part(path, sha256)
+        if known is not None:
+            return known
+        found = _read(path)
+        if found is None or adapter_sha256(found[0]) != sha256:
+            return None
+        _remember_part(path, sha256, found[0])
+        return found[0]
 
     def keep_answer(self, question: str, answer: bytes) -> None:
         """Keep the last answer, so that a repeated question costs no second training.
 
+        It is written over the answer before it: nobody asks for that one again, and an answer
+        that was cut short has another digest than it says.
+
         Args:
-            question: The sha256 of the request.
+            question: What tells the question from others (``shared.messages.question_of``).
             answer: What was released for it.
         """
-        head = bytes.fromhex(question) + hashlib.sha256(answer).digest()
-        replace_private(self.folder / "answer", head + answer)
+        head = bytes.fromhex(question) + bytes.fromhex(digest_of(answer))
+        path = self.folder / "answer"
+        with storage_errors(f"{path}: could not be written"):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(head)
+                file.write(answer)
+                file.truncate()
 
     def answer(self, question: str) -> bytes | None:
         """Return the kept answer if it belongs to this question."""
@@ -94,7 +132,15 @@ class SiteState:
         return self.folder / "personal" / f"{shared_sha256}.safetensors"
 
     def _held(self, part: Part) -> Path:
-        return self.folder / "held" / f"{part}.safetensors"
+        return self._parts / f"{part}.safetensors"
+
+
+_digests: Latest[str] = Latest()
+
+
+def digest_of(answer: bytes) -> str:
+    """Return the sha256 of an answer; it is asked for by the audit log and by ``keep_answer``."""
+    return _digests.get((answer,), lambda: hashlib.sha256(answer).hexdigest())
 
 
 def private_folder(folder: Path) -> None:
@@ -124,6 +170,36 @@ def replace_private(path: Path, content: bytes) -> None:
         StorageError: If it cannot be written; an older file stays as it was.
     """
     write_atomic(path, content, mode=0o600, wait=False)
+
+
+_recent: OrderedDict[Path, tuple[tuple[int, ...], str, Adapter]] = OrderedDict()
+"""The parts that this process wrote or read last, by file: many sites may share a file."""
+_recent_lock = threading.Lock()
+
+
+def _known_part(path: Path, sha256: str) -> Adapter | None:
+    """Return the part with this digest if the file is still the one that held it."""
+    seen, known, adapter = _recent.get(path, (None, "", None))
+    return adapter if known == sha256 and seen == _signature(path) else None
+
+
+def _remember_part(path: Path, sha256: str, adapter: Adapter) -> None:
+    signature = _signature(path)
+    if signature is not None:
+        with _recent_lock:
+            _recent[path] = (signature, sha256, adapter)
+            _recent.move_to_end(path)
+            while len(_recent) > len(PARTS):
+                _recent.popitem(last=False)
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]] | None:

@@ -1,46 +1,40 @@
-"""What a site does in one round: train the phase's factors on its own records."""
+"""What sites do in one round: train the phase's factors on their own records, side by side."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from client.batches import Batch, PreparedSplit, draw_batches, prepare, steps_of
 from client.data.records import SiteData
+from client.fitting import Block, FitResult, Learner, Schedule, fit
 from client.losses import (
     LossContext,
+    Part,
     PromptSet,
     Teacher,
     ask_teacher,
-    batch_loss,
     embed_prompts,
-    encode,
     encode_all,
     held_out_losses,
 )
-from shared.adapter import (
-    AdapterLayout,
-    Array,
-    Factor,
-    SharedAdapter,
-    Tower,
-    factor_name,
-)
+from client.prefix_cache import keep_prefixes
+from shared.adapter import AdapterLayout, Array, Factor, SharedAdapter, Tower, factor_name
 from shared.config import JobConfig, TrainConfig
 from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 
-BETAS = (0.9, 0.98)
-_LOWEST_RATE = 0.05
+OUT_OF_MEMORY = "out-of-memory"
 
-Item = TypeVar("Item")
+_log = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,87 +65,251 @@ class TrainedAdapter:
     gradient_norms: dict[Tower, float]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate by step: a warm-up, and a cosine over the whole run down to 5 %.
-
-    Attributes:
-        peak: Highest learning rate.
-        warmup: Steps until the peak, counted from the first step of this fit.
-        total: Steps of the whole run; 0 keeps the rate constant.
-        before: Steps of the run that were taken before this fit.
-    """
-
-    peak: float
-    warmup: int
-    total: int = 0
-    before: int = 0
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step of this fit, counted from 0."""
-        rate = self.peak * min(1.0, (step + 1) / (self.warmup + 1))
-        if not self.total:
-            return rate
-        done = min(1.0, (self.before + step) / self.total)
-        return rate * (_LOWEST_RATE + (1 - _LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 def train_shared(
     encoder: DualEncoder, tasks: Sequence[SiteTask], job: JobConfig
-) -> list[TrainedAdapter]:
+) -> list[TrainedAdapter | TrainingError]:
     """Train the phase's factors of each task, from its own start and with its own seed.
 
-    Raises:
-        TrainingError: ``no-training-data``, ``too-few-records`` or ``loss-not-finite``.
+    All tasks of one round train in one cohort; what a task gives does not depend, beyond
+    rounding, on which others are in it.
+
+    Returns:
+        Per task what training gave, or why it could not: ``no-training-data``,
+        ``too-few-records``, ``loss-not-finite`` or ``out-of-memory``.
     """
-    return [_train_one(encoder, task, job) for task in tasks]
+    results: dict[int, TrainedAdapter | TrainingError] = {}
+    for numbers in _alike([_foundation(task) for task in tasks]):
+        chosen = [tasks[number] for number in numbers]
+        found = in_halves(lambda some: _train_cohort(encoder, some, job), chosen)
+        results |= dict(zip(numbers, found, strict=True))
+    return [results[number] for number in range(len(tasks))]
 
 
-def _train_one(encoder: DualEncoder, task: SiteTask, job: JobConfig) -> TrainedAdapter:
+def _foundation(task: SiteTask) -> object:
+    """What all members of a cohort must have in common."""
+    return id(task.start.residual), task.factors
+
+
+def _alike(keys: Sequence[object]) -> list[list[int]]:
+    groups: dict[object, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
+
+
+def in_halves(
+    train: Callable[[Sequence[Task]], list[Result | TrainingError]], tasks: Sequence[Task]
+) -> list[Result | TrainingError]:
+    """Train tasks together; if memory does not suffice, in two halves, and so on.
+
+    Every task starts anew from its own start and seed, so that halving changes no result
+    beyond rounding.
+    """
+    try:
+        return train(tasks)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the handler, whose traceback would keep the failed attempt's tensors alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(tasks) == 1:
+        too_much = _does_not_fit()
+        _log.warning("%s", too_much)
+        return [too_much]
+    half = len(tasks) // 2
+    _log.warning("out of memory with %d sites at once; going on with %d", len(tasks), half)
+    return [*in_halves(train, tasks[:half]), *in_halves(train, tasks[half:])]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; on CPUs torch has no type for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _does_not_fit() -> TrainingError:
+    free = ""
+    if torch.cuda.is_available():
+        free = f" ({torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB free on the device)"
+    return TrainingError(
+        OUT_OF_MEMORY,
+        f"one site alone does not fit into memory{free}; lower train.batch_size or "
+        "model.max_tokens, adapt fewer layers (lora.layers = 'top:2'), or use "
+        "model.precision = 'bfloat16'",
+    )
+
+
+def _train_cohort(
+    encoder: DualEncoder, tasks: Sequence[SiteTask], job: JobConfig
+) -> list[TrainedAdapter | TrainingError]:
+    learners: list[Learner] = []
+    results: list[TrainedAdapter | TrainingError | None] = []
+    rows: list[SiteTask] = []
+    for task in tasks:
+        try:
+            learners.append(_learner(encoder, task, job, row=len(rows)))
+        except TrainingError as error:
+            results.append(error)
+        else:
+            rows.append(task)
+            results.append(None)
+    if rows:
+        stack = encoder.new_stack(len(rows))
+        for row, task in enumerate(rows):
+            stack.put(row, task.start.factors)
+        start = rows[0].start
+        encoder.use_stack(stack, AdapterView(SharedAdapter({}, start.residual, start.folds)))
+        fitted = fit(encoder, stack, learners, rows[0].factors, job.train)
+        found = iter(
+            _trained(result, stack.read(row, rows[row].factors, learners[row].towers))
+            for row, result in enumerate(fitted)
+        )
+        results = [next(found) if result is None else result for result in results]
+        encoder.use(AdapterView())
+    return [result for result in results if result is not None]
+
+
+def _trained(
+    result: FitResult | TrainingError, factors: dict[str, Array]
+) -> TrainedAdapter | TrainingError:
+    if isinstance(result, TrainingError):
+        return result
+    return TrainedAdapter(factors, result.loss, result.steps, result.gradient_norms)
+
+
+def _learner(encoder: DualEncoder, task: SiteTask, job: JobConfig, row: int) -> Learner:
     config = job.train
     train = check_learnable(encoder, task.data)
     steps = steps_of(train, config)
+    keep_prefixes(encoder, train, job, training=True)
     encoder.use(AdapterView(task.start))
     rng = np.random.default_rng(task.seed)
     plan = list(islice(draw_batches(train, config.batch_size, rng), steps))
     prompts = embed_prompts(encoder, task.data)
     teacher = ask_teacher(encoder, train, plan, lone=config.anchor, paired=0.0)
-    schedule = schedule_of(config, total=job.rounds * steps, before=(task.round - 1) * steps)
-    towers = task.data.towers
-    parameters = encoder.parameters_of("shared", task.factors, towers)
-    losses_of = site_loss(encoder, train, prompts, teacher, config, rng)
-    result = fit(parameters, plan, losses_of, config, schedule, encoder.layout)
-    return TrainedAdapter(
-        factors=encoder.read_adapter("shared", task.factors, towers),
-        loss=result.loss,
+    return Learner(
+        plan=site_blocks(
+            train,
+            plan,
+            context_of(encoder, prompts, teacher, job),
+            (config.shift_pixels, rng),
+            row,
+        ),
         steps=steps,
-        gradient_norms=result.gradient_norms,
+        schedule=schedule_of(config, total=job.rounds * steps, before=(task.round - 1) * steps),
+        towers=task.data.towers,
     )
 
 
-def train_local(encoder: DualEncoder, data: SiteData, job: JobConfig, seed: int) -> SharedAdapter:
-    """Train an adapter on one site alone: both factors, as many steps as in the federation.
+def train_local(
+    encoder: DualEncoder, sites: Sequence[tuple[SiteData, int]], job: JobConfig
+) -> list[SharedAdapter | TrainingError]:
+    """Train an adapter per site on its records alone: both factors, steps as in the federation.
 
     There is no received model to be anchored to: a lone tower learns from its labels only.
     Towers that the site does not have keep B = 0, which is the base.
 
-    Raises:
-        TrainingError: As ``train_shared``.
+    Args:
+        encoder: The base.
+        sites: Records and seed of every site; all train in one cohort.
+        job: Rounds, steps, learning rate as in the federation.
+
+    Returns:
+        Per site its adapter, or why there is none; as ``train_shared``.
     """
+    return in_halves(lambda some: _train_locals(encoder, some, job), sites)
+
+
+def _train_locals(
+    encoder: DualEncoder, sites: Sequence[tuple[SiteData, int]], job: JobConfig
+) -> list[SharedAdapter | TrainingError]:
     config = job.train
+    encoder.use(AdapterView())  # where a fresh adapter is, too
+    learners: list[Learner] = []
+    starts: list[SharedAdapter] = []
+    results: list[SharedAdapter | TrainingError | None] = []
+    for data, seed in sites:
+        try:
+            stream = lone_stream(encoder, data, job, seed, row=len(learners))
+        except TrainingError as error:
+            results.append(error)
+            continue
+        steps = job.rounds * stream.steps
+        plan = ([block] for block in stream.blocks)
+        learners.append(Learner(plan, steps, schedule_of(config, total=steps), data.towers))
+        starts.append(fresh_adapter(encoder.layout, seed))
+        results.append(None)
+    if learners:
+        stack = encoder.new_stack(len(learners))
+        for row, start in enumerate(starts):
+            stack.put(row, start.factors)
+        encoder.use_stack(stack, AdapterView())
+        fitted = fit(encoder, stack, learners, ("A", "B"), config)
+        found = iter(
+            result if isinstance(result, TrainingError) else SharedAdapter(stack.read(row))
+            for row, result in enumerate(fitted)
+        )
+        results = [next(found) if result is None else result for result in results]
+        encoder.use(AdapterView())
+    return [result for result in results if result is not None]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One site's batches for ever, outside a federation.
+
+    Attributes:
+        blocks: Batches with the losses that fit them.
+        steps: Optimiser steps that make a round.
+        size: Training records.
+    """
+
+    blocks: Iterator[Block]
+    steps: int
+    size: int
+
+
+def lone_stream(
+    encoder: DualEncoder, data: SiteData, job: JobConfig, seed: int, row: int = 0
+) -> Stream:
+    """Return the batches of a site that learns without a received model; the base is in use.
+
+    Raises:
+        TrainingError: If there is nothing to learn from.
+    """
     train = check_learnable(encoder, data)
-    steps = job.rounds * steps_of(train, config)
-    encoder.use(AdapterView(fresh_adapter(encoder.layout, seed)))
+    keep_prefixes(encoder, train, job, training=True)
     rng = np.random.default_rng(seed)
     # Prompts stay where the base puts them: embedded anew as training goes on, with nobody else
     # to hold the text tower, texts chase their own prompts (AUROC of the archive .68 to .62).
     prompts = embed_prompts(encoder, data)
-    teacher = start_as_teacher(encoder, train, prompts, config)
-    parameters = encoder.parameters_of("shared", ("A", "B"), data.towers)
-    plan = islice(draw_batches(train, config.batch_size, rng), steps)
-    losses_of = site_loss(encoder, train, prompts, teacher, config, rng)
-    fit(parameters, plan, losses_of, config, schedule_of(config, total=steps), encoder.layout)
-    return SharedAdapter(encoder.read_adapter("shared"))
+    teacher = start_as_teacher(encoder, train, prompts, job.train)
+    batches = draw_batches(train, job.train.batch_size, rng)
+    context = context_of(encoder, prompts, teacher, job)
+    shift = (job.train.shift_pixels, rng)
+    blocks = (found[0] for found in site_blocks(train, batches, context, shift, row))
+    return Stream(blocks, steps_of(train, job.train), train.everything.size)
+
+
+def context_of(
+    encoder: DualEncoder, prompts: PromptSet | None, teacher: Teacher | None, job: JobConfig
+) -> LossContext:
+    """Return what a site's losses need beside its batches."""
+    return LossContext(prompts, teacher, encoder.logit_scale, job.train.label_similarity)
+
+
+def site_blocks(
+    train: PreparedSplit,
+    batches: Iterable[Batch],
+    context: LossContext,
+    shift: tuple[int, np.random.Generator],
+    row: int,
+) -> Iterator[list[Block]]:
+    """Yield the steps of a site that trains one row on its own batches, with shifted pictures."""
+    for batch in batches:
+        yield [Block(Part(train, batch, row, shift), context)]
 
 
 def validation_loss(
@@ -165,6 +323,7 @@ def validation_loss(
     encoder.use(view)
     prompts = embed_prompts(encoder, data)
     val = prepare(encoder, data, "val")
+    keep_prefixes(encoder, val, job, training=False)
     features = encode_all(encoder, val, val.everything)
     kappa = job.train.label_similarity
     scores = held_out_losses(features, val, prompts, encoder.logit_scale, kappa)
@@ -244,117 +403,3 @@ def fresh_factors(
         factor_name(module, "A"): np.ascontiguousarray(orthonormal.T, dtype=np.float32),
         factor_name(module, "B"): np.zeros((outputs, rank), dtype=np.float32),
     }
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """Mean loss in nats and mean gradient norm per tower, before clipping."""
-
-    loss: float
-    gradient_norms: dict[Tower, float]
-
-
-def site_loss(
-    encoder: DualEncoder,
-    prepared: PreparedSplit,
-    prompts: PromptSet | None,
-    teacher: Teacher | None,
-    config: TrainConfig,
-    rng: np.random.Generator,
-) -> Callable[[Batch], Iterator[Tensor]]:
-    """Return the loss of a batch of one site, with shifted pictures."""
-    context = LossContext(prompts, teacher, encoder.logit_scale, config.label_similarity)
-
-    def losses_of(batch: Batch) -> Iterator[Tensor]:
-        features = encode(encoder, prepared, batch, (config.shift_pixels, rng))
-        yield batch_loss(features, prepared, batch, context)
-
-    return losses_of
-
-
-def fit(
-    parameters: Mapping[str, nn.Parameter],
-    plan: Iterable[Item],
-    losses_of: Callable[[Item], Iterable[Tensor]],
-    config: TrainConfig,
-    schedule: Schedule,
-    layout: AdapterLayout,
-) -> FitResult:
-    """Train parameters in place with AdamW, one step per item of the plan.
-
-    The losses of an item are added up; each is propagated back before the next is computed, so
-    that only one holds memory. AdamW: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
-    FedProx (Li et al., 2020, https://arxiv.org/abs/1812.06127) adds mu / 2 times the squared
-    distance to the start.
-
-    Raises:
-        TrainingError: ``loss-not-finite`` if a loss or a trained factor is not finite.
-    """
-    trained = list(parameters.values())
-    start = [p.detach().clone() for p in trained] if config.proximal else []
-    optimizer = torch.optim.AdamW(
-        trained, lr=schedule.peak, betas=BETAS, weight_decay=config.weight_decay, fused=True
-    )
-    losses, norms = [], []
-    with trainable(trained):
-        for step, item in enumerate(plan):
-            optimizer.param_groups[0]["lr"] = schedule.rate(step)
-            parts = []
-            for part in losses_of(item):
-                part.backward()
-                parts.append(part.detach())
-            losses.append(torch.stack(parts).sum())
-            _pull(trained, start, config.proximal)
-            norms.append(_norms(trained))
-            torch.nn.utils.clip_grad_norm_(trained, config.max_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    return _checked(parameters, torch.stack(losses), torch.stack(norms), layout)
-
-
-@contextmanager
-def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let gradients flow into some parameters, and into nothing else, for a while."""
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-
-
-def _pull(trained: Sequence[nn.Parameter], start: Sequence[Tensor], strength: float) -> None:
-    """Add FedProx's gradient, mu (x - start), to what is there."""
-    if not strength:
-        return
-    for parameter, origin in zip(trained, start, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - origin, alpha=strength)
-
-
-def _norms(trained: Sequence[nn.Parameter]) -> Tensor:
-    """Gradient norm of every parameter; 0 where the batch gave it none."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
-    return torch.stack(torch._foreach_norm(grads))
-
-
-def _checked(
-    parameters: Mapping[str, nn.Parameter], losses: Tensor, norms: Tensor, layout: AdapterLayout
-) -> FitResult:
-    finite = bool(losses.isfinite().all()) and all(
-        bool(p.detach().isfinite().all()) for p in parameters.values()
-    )
-    if not finite:
-        raise TrainingError(
-            "loss-not-finite",
-            "the loss or an adapter became infinite or not a number; train with a smaller "
-            "learning rate, or check the pictures and labels for constant values",
-        )
-    towers = [layout.tower_of(name) for name in parameters]
-    by_tower: dict[Tower, float] = {}
-    for tower in dict.fromkeys(towers):
-        chosen = torch.tensor([t == tower for t in towers], device=norms.device)
-        by_tower[tower] = float(norms[:, chosen].square().sum(1).sqrt().mean())
-    return FitResult(float(losses.mean()), by_tower)

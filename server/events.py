@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Final, Literal
 
-from shared.files import storage_errors
+from shared.files import storage_errors, write_whole
 
 EventKind = Literal[
     "run-started", "run-resumed", "site-described", "checkpoint-damaged",
@@ -71,18 +72,22 @@ class Event:
 
 @dataclass
 class EventLog:
-    """Appends events to a file and shows them to a listener.
+    """Appends events to a file, line by line, and shows them to a listener.
 
     Attributes:
-        path: ``events.jsonl``.
+        path: ``events.jsonl``; open from the first event on, until ``close``.
         listener: Called with every event after it was written.
     """
 
     path: Path
     listener: Callable[[Event], None] | None = None
+    _file: FileIO | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self._drop_torn_line()
+    def close(self) -> None:
+        """Close the file; another event opens it again."""
+        if self._file:
+            self._file.close()
+            self._file = None
 
     def emit(
         self,
@@ -98,16 +103,24 @@ class EventLog:
             StorageError: If it cannot be written.
         """
         event = Event(kind, round_number, site, values)
-        with (
-            storage_errors(
-                f"{self.path}: an event could not be written; the last committed round is "
-                "intact; free space and resume the run"
-            ),
-            self.path.open("a", encoding="utf-8") as file,
+        line = event.line().encode()
+        with storage_errors(
+            f"{self.path}: an event could not be written; the last committed round is "
+            "intact; free space and resume the run"
         ):
-            file.write(event.line())
+            try:
+                write_whole(self._file or self._open(), line)
+            except OSError:
+                self.close()  # what was written of the line is cut off when it is opened again
+                raise
         if self.listener:
             self.listener(event)
+
+    def _open(self) -> FileIO:
+        """Open the file, unbuffered: what was written is not lost with the process."""
+        self._drop_torn_line()
+        self._file = FileIO(self.path, "a")
+        return self._file
 
     def _drop_torn_line(self) -> None:
         """Cut off a last line that a crash left without its end."""

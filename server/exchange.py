@@ -22,7 +22,6 @@ NOT_SENT = "not-sent"
 NOT_CONNECTED = "not-connected"
 NO_REPLY = "no-reply"
 
-_PORTION_BYTES = 64 * 2**20
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 1.0
 
 
@@ -35,6 +34,34 @@ class Letter:
     failure: str | None = None
 
 
+@dataclass(frozen=True)
+class Sheets:
+    """A request's body: what is one site's own, and then what all sites have in common.
+
+    The enclosure is one object for all, so that a round holds the adapter once however many
+    sites it asks.
+    """
+
+    header: bytes
+    enclosure: bytes
+
+    def __len__(self) -> int:
+        return len(self.header) + len(self.enclosure)
+
+    def joined(self) -> bytes:
+        """Return the body as it reaches the site."""
+        return self.header + self.enclosure
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A request on its way to a node."""
+
+    node: int
+    kind: RequestKind
+    body: Sheets
+
+
 class Post(Protocol):
     """Carries bodies to nodes; Flower's grid behind ``FlowerPost``."""
 
@@ -42,8 +69,8 @@ class Post(Protocol):
         """Return the numbers of all nodes that are connected."""
         ...
 
-    def send(self, letters: Sequence[tuple[int, bytes, RequestKind]]) -> list[str | None]:
-        """Send bodies to nodes; an id per body, ``None`` where it could not be sent."""
+    def send(self, requests: Sequence[Outgoing]) -> list[str | None]:
+        """Send requests together; an id for each, ``None`` where it could not be sent."""
         ...
 
     def collect(self, message_ids: Sequence[str]) -> list[Letter]:
@@ -59,13 +86,13 @@ class Question:
         site: Its name, or a stand-in where names are not known yet.
         node: Flower's number of it.
         expected: What an answer must look like.
-        body: Makes the request; ``True`` asks for every part of the shared adapter.
+        body: Makes the request; ``True`` puts every part of the shared adapter into it.
     """
 
     site: str
     node: int
     expected: Expected
-    body: Callable[[bool], bytes]
+    body: Callable[[bool], Sheets]
 
 
 @dataclass(frozen=True)
@@ -186,28 +213,27 @@ class Exchange:
             yield closed.close(self.clock(), state, DEADLINE if missed else SURPLUS)
 
     def _send(self, opened: Sequence[_Open], waiting: dict[str, _Open]) -> Iterator[Answer]:
-        """Send, in portions that bound the memory; yield what could not be sent."""
-        portion: list[tuple[_Open, bytes]] = []
-        size = 0
-        for index, each in enumerate(opened):
-            body = each.question.body(each.full)
-            each.down += len(body)
-            size += len(body)
-            portion.append((each, body))
-            if size < _PORTION_BYTES and index + 1 < len(opened):
-                continue
-            begun = self.clock()
-            ids = self.post.send(
-                [(one.question.node, body, one.question.expected.kind) for one, body in portion]
-            )
-            share = (self.clock() - begun) / len(portion)
-            for (one, _), message_id in zip(portion, ids, strict=True):
-                one.transfer += share
-                if message_id is None:
-                    yield one.close(self.clock(), "missing", NOT_SENT)
-                else:
-                    waiting[message_id] = one
-            portion, size = [], 0
+        """Send all together; yield what could not be sent.
+
+        Which sites are sent to together depends on the list alone, and not on what each holds
+        already: a simulation trains those together, and a resumed run repeats it.
+        """
+        if not opened:
+            return
+        begun = self.clock()
+        requests = []
+        for one in opened:
+            body = one.question.body(one.full)
+            one.down += len(body)
+            requests.append(Outgoing(one.question.node, one.question.expected.kind, body))
+        ids = self.post.send(requests)
+        share = (self.clock() - begun) / len(opened)
+        for one, message_id in zip(opened, ids, strict=True):
+            one.transfer += share
+            if message_id is None:
+                yield one.close(self.clock(), "missing", NOT_SENT)
+            else:
+                waiting[message_id] = one
 
     def _collect(self, waiting: dict[str, _Open]) -> Iterator[Answer]:
         """Look once for what has come, and yield the answers that end a question."""
@@ -232,29 +258,27 @@ class Exchange:
         work = sum(v.reply.seconds for _, _, v in came if v is not None and v.reply is not None)
         share = max(0.0, self.clock() - begun - work) / max(1, len(came))
         came.reverse()
+        again: list[_Open] = []
         while came:  # an update is dropped here as soon as its taker is done with it
             opened, failure, verdict = came.pop()
             opened.transfer += share
-            yield from self._end(opened, failure, verdict, waiting)
+            if isinstance(verdict, Rejected) and verdict.needs and not opened.full:
+                opened.full = True
+                again.append(opened)
+                continue
+            yield self._end(opened, failure, verdict)
+        yield from self._send(again, waiting)
 
     def _end(
-        self,
-        opened: _Open,
-        failure: str | None,
-        verdict: Admitted | Rejected | None,
-        waiting: dict[str, _Open],
-    ) -> Iterator[Answer]:
+        self, opened: _Open, failure: str | None, verdict: Admitted | Rejected | None
+    ) -> Answer:
         now = self.clock()
         if verdict is None:
-            yield opened.close(now, "missing", failure or NO_REPLY)
-        elif isinstance(verdict, Admitted):
-            yield opened.close(now, "in", None, verdict)
-        elif verdict.needs and not opened.full:
-            opened.full = True
-            yield from self._send([opened], waiting)
-        else:
-            reason = NEEDS_AGAIN if verdict.needs else verdict.reason
-            yield opened.close(now, "refused", reason, reply=verdict.reply)
+            return opened.close(now, "missing", failure or NO_REPLY)
+        if isinstance(verdict, Admitted):
+            return opened.close(now, "in", None, verdict)
+        reason = NEEDS_AGAIN if verdict.needs else verdict.reason
+        return opened.close(now, "refused", reason, reply=verdict.reply)
 
     def _drop(self, message_id: str, answered: Mapping[str, tuple[str, int]]) -> None:
         """Note an answer to a question that is closed; it never counts."""

@@ -99,7 +99,8 @@ def build_outcome(
         known: Kind and released counts of every site that described itself.
     """
     names = sorted({c.site for record in records for c in record.contributions} | set(known))
-    sites = {name: _site_log(name, records) for name in names}
+    by_site = [{c.site: c for c in record.contributions} for record in records]
+    sites = {name: _site_log(name, records, by_site) for name in names}
     for name, (kind, examples) in known.items():
         sites[name].kind, sites[name].examples = kind, dict(examples)
     _add_closing(sites, closing, len(records))
@@ -125,11 +126,15 @@ def build_outcome(
     )
 
 
-def _site_log(name: str, records: Sequence[RoundRecord]) -> SiteLog:
+def _site_log(
+    name: str,
+    records: Sequence[RoundRecord],
+    by_site: Sequence[Mapping[str, Contribution]],
+) -> SiteLog:
     log = SiteLog(seconds=dict.fromkeys(("train", "transfer", "wait"), 0.0))
     absent = Contribution(name, "idle", reason=NOT_JOINED)
-    for record in records:
-        each = next((c for c in record.contributions if c.site == name), absent)
+    for record, contributions in zip(records, by_site, strict=True):
+        each = contributions.get(name, absent)
         log.kind = each.kind or log.kind
         log.examples = dict(each.examples) or log.examples
         log.participation.append(each.cell())

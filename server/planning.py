@@ -2,16 +2,25 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from server.cohort import choose_cohort, least_replies
-from server.exchange import NOT_CONNECTED, Question
+from server.exchange import NOT_CONNECTED, Question, Sheets
 from server.records import Contribution
 from server.roster import KnownSite, Roster
 from server.validation import Expected
 from server.weights import round_weights
 from shared.adapter import AdapterLayout, SharedAdapter, Tower
 from shared.config import JobConfig
-from shared.messages import PARTS, Request, encode, pack_parts, part_digests
+from shared.messages import (
+    PARTS,
+    Part,
+    Request,
+    enclose,
+    encode_header,
+    pack_parts,
+    part_digests,
+)
 from shared.seeding import derive_seed
 
 NO_TRAINING_DATA = "no-training-data"
@@ -71,9 +80,11 @@ def _absent(roster: Roster, asked: Collection[str], *, everyone: bool) -> Iterat
             yield Contribution(name, "idle", reason, site.kind, site.examples)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asking:
     """Makes the questions of one round or phase; they differ by site only.
+
+    What does not differ, job and adapter, is put into bytes once for all sites.
 
     Attributes:
         request: What all have in common.
@@ -85,10 +96,17 @@ class Asking:
     shared: SharedAdapter
     layout: AdapterLayout
 
+    def __post_init__(self) -> None:
+        self._enclosures: dict[tuple[Part, ...], bytes] = {}
+
+    @cached_property
+    def _digests(self) -> dict[Part, str]:
+        return part_digests(self.shared)
+
     def question(self, site: KnownSite, weights: Mapping[Tower, int] | None = None) -> Question:
         """Return the question to one site; parts that it holds are left out of it."""
         common = self.request
-        digests = part_digests(self.shared)
+        digests = self._digests
         request = common.model_copy(
             update={
                 "site": site.name,
@@ -112,8 +130,15 @@ class Asking:
         )
         held = dict(site.holds)
 
-        def body(full: bool) -> bytes:
-            wanted = [part for part in PARTS if full or held.get(part) != digests[part]]
-            return encode(request, pack_parts(self.shared, wanted))
+        def sheets(full: bool) -> Sheets:
+            wanted = tuple(part for part in PARTS if full or held.get(part) != digests[part])
+            return Sheets(encode_header(request), self._enclosure(wanted))
 
-        return Question(site.name, site.node, expected, body)
+        return Question(site.name, site.node, expected, sheets)
+
+    def _enclosure(self, wanted: tuple[Part, ...]) -> bytes:
+        """Return the job and the wanted parts in bytes, the same object for all sites."""
+        if wanted not in self._enclosures:
+            tensors = pack_parts(self.shared, wanted)
+            self._enclosures[wanted] = enclose(self.request.job, tensors)
+        return self._enclosures[wanted]

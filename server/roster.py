@@ -1,15 +1,15 @@
 """Which sites there are: who answered ``describe``, where they are, what they hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from server.cohort import least_replies
 from server.events import EventLog
-from server.exchange import Answer, Exchange, Question
+from server.exchange import Answer, Exchange, Question, Sheets
 from server.validation import Expected
 from shared.adapter import Tower
 from shared.config import JobConfig
-from shared.messages import Part, Request, encode
+from shared.messages import Part, Request, enclose, encode_header
 from shared.results import Kind
 
 NOT_INVITED = "not-in-job"
@@ -98,7 +98,7 @@ class Roster:
         for node in set(self._tries) - self._nodes:
             self.refused.pop(_stand_in(node), None)  # left before it gave a name
         if new:
-            self._greet(self.exchange.ask([self._question(node) for node in new], seconds))
+            self._greet(self.exchange.ask(self._questions(new), seconds))
         return len(self._nodes)
 
     def await_sites(self) -> None:
@@ -139,10 +139,11 @@ class Roster:
         holds = answer.reply.holds if answer.reply else {}
         self.sites[answer.site].holds = dict(holds)
 
-    def _question(self, node: int) -> Question:
+    def _questions(self, nodes: Iterable[int]) -> list[Question]:
         request = self.request()
+        body = Sheets(encode_header(request), enclose(request.job, {}))
         expected = Expected("describe", request.run, request.round, request.attempt, site=None)
-        return Question(_stand_in(node), node, expected, lambda _: encode(request))
+        return [Question(_stand_in(node), node, expected, lambda _: body) for node in nodes]
 
     def _greet(self, answers: Iterator[Answer]) -> None:
         for answer in answers:

@@ -17,7 +17,7 @@ from server.aggregation import AGGREGATORS, Aggregator
 from server.aggregation.error import ProductError
 from server.checkpoint import RunStore
 from server.events import Event, EventLog
-from server.exchange import Answer, Exchange, Letter
+from server.exchange import Answer, Exchange, Letter, Outgoing
 from server.history import RunHistory
 from server.opened import OpenRound
 from server.outcome import RunOutcome, SiteLog, build_outcome
@@ -36,7 +36,7 @@ from shared.errors import (
     WireError,
 )
 from shared.messages import Request, RequestKind
-from shared.wire import body_of, to_message
+from shared.wire import body_of, sealed, to_message
 
 __all__ = ["FlowerPost", "RoundEngine", "RunOutcome", "SiteLog"]
 
@@ -67,12 +67,19 @@ class FlowerPost:
         """Return the numbers of all nodes that are connected."""
         return list(self.grid.get_node_ids())
 
-    def send(self, letters: Sequence[tuple[int, bytes, RequestKind]]) -> list[str | None]:
-        """Push bodies to nodes."""
-        messages = [to_message(body, node, kind, self.time_to_live) for node, body, kind in letters]
+    def send(self, requests: Sequence[Outgoing]) -> list[str | None]:
+        """Push requests to nodes, all in one go."""
+        shared = {id(request.body.enclosure): request.body.enclosure for request in requests}
+        sealed_once = {key: sealed(enclosure) for key, enclosure in shared.items()}
+        messages = []
+        for request in requests:
+            header, enclosure = request.body.header, sealed_once[id(request.body.enclosure)]
+            messages.append(
+                to_message(header, request.node, request.kind, self.time_to_live, enclosure)
+            )
         ids: list[str | None] = list(self.grid.push_messages(messages))
         # A grid that could push none of them returns an empty list.
-        return ids if len(ids) == len(letters) else [None] * len(letters)
+        return ids if len(ids) == len(requests) else [None] * len(requests)
 
     def collect(self, message_ids: Sequence[str]) -> list[Letter]:
         """Pull what has come back; Flower's error replies are known by what they reply to."""
@@ -139,6 +146,12 @@ class RoundEngine:
             StorageError: If a round could not be stored; earlier rounds are intact.
             InterruptedRunError: If it was stopped from the keyboard; it can be resumed.
         """
+        try:
+            return self._run()
+        finally:
+            self._events.close()
+
+    def _run(self) -> RunOutcome:
         shared = self._begin()
         try:
             self._roster.gather()

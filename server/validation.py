@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from shared.adapter import AdapterLayout, AdapterUpdate, Factor, Tower
 from shared.errors import WireError
 from shared.fixedpoint import largest_entry
-from shared.messages import Reply, RequestKind, Tensors, decode_reply
+from shared.messages import Reply, RequestKind, decode_reply
 from shared.results import SiteEvaluation
+from shared.tensors import Tensors
 
 TOO_LARGE: Final = "too-large"
 PROTOCOL_BROKEN: Final = "protocol"
@@ -43,9 +45,13 @@ SITE_NAME: Final = "site-name"
 UNNAMED: Final = "unnamed"
 
 _SLACK = 1.25
+_CLEARLY = 0.9
 _HEADER_BYTES = 256 * 1024
 """Room for a reply's header; an evaluation with many findings is the longest."""
 _CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+Form = Mapping[str, tuple[Tower, tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,11 @@ class Expected:
     layout: AdapterLayout | None = None
     clip_norm: float = 1.0
 
-    def names(self) -> list[str]:
-        """Return the names of the factors that the reply must hold."""
+    def form(self) -> Form:
+        """Return tower and shape of the factors that the reply must hold, by name."""
         if self.layout is None or self.kind != "train":
-            return []
-        names = self.layout.names(self.factors)
-        return [name for name in names if self.layout.tower_of(name) in self.weights]
+            return {}
+        return _form(self.layout, self.factors, frozenset(self.weights))
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,16 @@ def admit(reply: Reply, tensors: Tensors, expected: Expected) -> Admitted | Reje
 
 def largest_body(expected: Expected) -> int:
     """Return the largest size in bytes that a reply may have."""
-    layout = expected.layout
-    names = expected.names()
-    content = sum(4 * math.prod(layout.shape_of(name)) for name in names) if layout else 0
-    return int(_SLACK * (content + 200 * len(names))) + _HEADER_BYTES
+    form = expected.form()
+    content = sum(4 * outputs * inputs for _, (outputs, inputs) in form.values())
+    return int(_SLACK * (content + 200 * len(form))) + _HEADER_BYTES
+
+
+@lru_cache(maxsize=8)
+def _form(layout: AdapterLayout, factors: tuple[Factor, ...], towers: frozenset[Tower]) -> Form:
+    """Return what is expected of every site with these towers; see ``Expected.form``."""
+    names = [name for name in layout.names(factors) if layout.towers[name] in towers]
+    return {name: (layout.towers[name], layout.shapes[name]) for name in names}
 
 
 def reason_code(reason: str | None) -> str:
@@ -186,26 +197,46 @@ def _content(reply: Reply, tensors: Tensors, expected: Expected) -> str | None:
 
 
 def _tensors(tensors: Tensors, expected: Expected) -> str | None:
-    layout = expected.layout
-    names = expected.names()
-    if layout is None or set(tensors) != set(names):
+    form = expected.form()
+    if tensors.keys() != form.keys():
         return TENSOR_NAMES
-    squares = rounding = 0.0
-    for name in names:
+    of_tower: dict[Tower, list[NDArray[np.int32]]] = {}
+    for name, (tower, shape) in form.items():
         values = tensors[name]
         if values.dtype != np.uint32:
             return TENSOR_DTYPE
-        if values.shape != layout.shape_of(name):
+        if values.shape != shape:
             return TENSOR_SHAPE
-        weight = expected.weights[layout.tower_of(name)]
-        steps = np.abs(_unsigned({name: values})[name].view(np.int32).astype(np.float64))
-        if steps.size and steps.max() > largest_entry(weight, expected.clip_norm, expected.scale):
+        of_tower.setdefault(tower, []).append(values.view(np.int32))
+    return _numbers_of(of_tower, expected)
+
+
+def _numbers_of(
+    of_tower: Mapping[Tower, list[NDArray[np.int32]]], expected: Expected
+) -> str | None:
+    """Check range and norm of all numbers, tower by tower because each has its own weight."""
+    units = {tower: 1 / (expected.weights[tower] * expected.scale) for tower in of_tower}
+    rough = math.fsum(_square(v, np.float32) * units[t] ** 2 for t, v in of_tower.items())
+    if math.sqrt(rough) <= expected.clip_norm * _CLEARLY:
+        return None  # and no entry is larger than the norm
+    squares = rounding = 0.0
+    for tower, arrays in of_tower.items():
+        weight = expected.weights[tower]
+        largest = max(
+            max(int(steps.max(initial=0)), -int(steps.min(initial=0))) for steps in arrays
+        )
+        if largest > largest_entry(weight, expected.clip_norm, expected.scale):
             return OUT_OF_RANGE
-        unit = 1 / (weight * expected.scale)
-        squares += float(np.square(steps * unit).sum())
-        rounding += steps.size * (unit / 2) ** 2
+        squares += _square(arrays, np.float64) * units[tower] ** 2
+        rounding += sum(steps.size for steps in arrays) * (units[tower] / 2) ** 2
     limit = expected.clip_norm * (1 + 1e-6) + math.sqrt(rounding)
     return TOO_LONG if math.sqrt(squares) > limit else None
+
+
+def _square(arrays: list[NDArray[np.int32]], precision: type[np.floating[Any]]) -> float:
+    """Return the sum of squares; in single precision to a percent."""
+    values = np.concatenate(arrays, axis=None, dtype=precision)
+    return float(values @ values)
 
 
 def _assigned(reply: Reply, expected: Expected) -> str | None:
@@ -241,5 +272,5 @@ def _numbers(content: object) -> Iterator[float]:
         yield content
 
 
-def _unsigned(tensors: Tensors) -> dict[str, NDArray[np.uint32]]:
-    return {name: values.view(np.uint32) for name, values in tensors.items()}
+def _unsigned(tensors: Tensors) -> Mapping[str, NDArray[np.uint32]]:
+    return cast("Mapping[str, NDArray[np.uint32]]", tensors)  # their types were checked

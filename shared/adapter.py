@@ -8,6 +8,7 @@ B of shape (m, r), A of shape (r, n) and s = alpha / r (Hu et al., 2021). Names 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -46,7 +47,7 @@ class AdapterLayout:
 
     def tower_of(self, name: str) -> Tower:
         """Return the tower that a factor belongs to."""
-        return self._by_module[module_of(name)].tower
+        return self.towers[name]
 
     def names(self, factors: Iterable[Factor] = ("A", "B")) -> list[str]:
         """Return the names of all factors of the given sort, in layer order."""
@@ -54,12 +55,30 @@ class AdapterLayout:
 
     def shape_of(self, name: str) -> tuple[int, int]:
         """Return the shape of a factor: (r, n) for A, (m, r) for B."""
-        layer = self._by_module[module_of(name)]
-        return (self.rank, layer.inputs) if factor_of(name) == "A" else (layer.outputs, self.rank)
+        return self.shapes[name]
 
-    @property
-    def _by_module(self) -> dict[str, LayerShape]:
-        return {layer.module: layer for layer in self.layers}
+    @cached_property
+    def towers(self) -> Mapping[str, Tower]:
+        """The tower of every factor by name; asked for hundreds of times per message."""
+        return {factor_name(layer.module, f): layer.tower for layer in self.layers for f in _SUFFIX}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """The shape of every factor by name."""
+        shapes = {
+            factor_name(layer.module, "A"): (self.rank, layer.inputs) for layer in self.layers
+        }
+        return shapes | {
+            factor_name(layer.module, "B"): (layer.outputs, self.rank) for layer in self.layers
+        }
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of all layers; worked out once, because what follows from a layout is remembered."""
+        return hash((self.layers, self.rank, self.scaling))
 
 
 @dataclass(frozen=True)
@@ -145,12 +164,13 @@ def check_compatible(
         AdapterMismatchError: Naming the first factor that does not fit.
     """
     wanted = list(names)
+    shapes = layout.shapes
     for name in wanted:
         if name not in adapter:
             raise AdapterMismatchError(f"{name}: missing")
-        if adapter[name].shape != layout.shape_of(name):
+        if adapter[name].shape != shapes[name]:
             raise AdapterMismatchError(
-                f"{name}: expected shape {layout.shape_of(name)}, got {adapter[name].shape}"
+                f"{name}: expected shape {shapes[name]}, got {adapter[name].shape}"
             )
     extra = set(adapter) - set(wanted)
     if extra:

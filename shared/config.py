@@ -21,6 +21,7 @@ from shared.toml_files import first_problem, read_toml
 AggregationRule = Literal["fedavg", "ffa", "altfold"]
 PersonalizationMethod = Literal["duet", "none"]
 Engine = Literal["local", "flower"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 COMMAND_LINE: Final = "command line"
 """Stands for the job's file in messages about values that replace those of the file."""
@@ -58,8 +59,9 @@ class ModelConfig(_Table):
     """``consilia-tiny``, a local folder, or a Hugging Face hub id of the CLIP family."""
     sha256: str | None = None
     """Expected sha256 of the base weights; the run refuses another."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast on CUDA, float32 on CPU."""
+    precision: Precision = "auto"
+    """Of frozen weights and activations; trained factors are always float32. ``auto``: bfloat16
+    where the device is faster with it (GPUs, CPUs with AMX or AVX512-BF16)."""
     max_tokens: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Longest text in tokens; the base's own limit if not given."""
 
@@ -72,7 +74,7 @@ class LoraConfig(_Table):
     targets: list[str] = ["attention", "mlp", "projection"]
     """Groups (attention, mlp, projection) or module names such as ``q_proj``."""
     layers: str = "all"
-    """``all`` or ``top:N``: only the N last layers of each tower."""
+    """``all``; ``top:N``: only the N last layers of each tower; ``top:1/3``: that share of them."""
 
     @property
     def scaling(self) -> float:
@@ -102,6 +104,10 @@ class TrainConfig(_Table):
     """Weight of the anchor that keeps a lone tower in the frozen other one's space."""
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx: mu / 2 times the squared distance to the received factors."""
+    prefix_cache_mb: Annotated[int, Field(ge=0)] = 512
+    """MB (2**20 bytes) of memory in which a process keeps what layers below the first adapted one
+    (``lora.layers = 'top:N'``) give, over all its sites; 0 computes it in every step. Pictures
+    need ``shift_pixels = 0``. It changes no result beyond rounding."""
 
     @model_validator(mode="before")
     @classmethod
@@ -189,6 +195,9 @@ class SimulationConfig(_Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads per process; part of what makes results repeat bit for bit."""
+    samples_at_once: Annotated[int, Field(ge=1)] | None = None
+    """Training samples of one step, over all sites of a cohort; by the device and its free memory
+    if not given. 1 trains one site after the other."""
     workers: Annotated[int, Field(ge=1)] = 2
     """Processes: with two or more, the baselines train beside the federation."""
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from shared.errors import StorageError
@@ -49,6 +50,16 @@ def write_new(path: Path, content: bytes, mode: int = 0o644, *, wait: bool = Tru
         file.flush()
         if wait:
             os.fsync(file.fileno())
+
+
+def write_whole(file: FileIO, content: bytes) -> None:
+    """Write to a file without a buffer, all of it.
+
+    Raises:
+        OSError: If only a part could be written, as on a full disk.
+    """
+    if file.write(content) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager

@@ -19,6 +19,11 @@ from shared.errors import WireError
 LARGEST = 2**31 - 1
 """The largest sum that two's complement in 32 bits can hold."""
 
+_PIECE = 32768
+_TOO_LARGE = (
+    "a change is not finite or too large for fixed point with {:g} steps per unit; clip it first"
+)
+
 
 def choose_scale(total_weight: int, clip_norm: float, sites: int) -> float:
     """Return the largest power of two for which the sum over all sites cannot wrap.
@@ -63,16 +68,48 @@ def encode(
     Raises:
         WireError: If a value is not finite or does not fit; it is never wrapped.
     """
-    encoded = {}
+    factor_of = {name: weight_of(name) * scale for name in change}
+    encoded: dict[str, NDArray[np.uint32]] = {}
+    for factor in set(factor_of.values()):
+        # All factors of one weight as one array: they are many and small.
+        names = [name for name in change if factor_of[name] == factor]
+        values = np.concatenate([change[name] for name in names], axis=None, dtype=np.float32)
+        if not _to_steps(values, factor):
+            raise WireError(f"{_misfit(change, factor_of)}: {_TOO_LARGE.format(scale)}")
+        whole, start = values.view(np.uint32), 0
+        for name in names:
+            shape, size = change[name].shape, change[name].size
+            encoded[name] = whole[start : start + size].reshape(shape)
+            start += size
+    return {name: encoded[name] for name in change}
+
+
+def _to_steps(values: Array, factor: float) -> bool:
+    """Put ``round(value * factor)`` as int32 in the place of every value, if all of them fit.
+
+    Piece by piece, because memory for all values in double precision costs more than the work.
+    """
+    if not values.size:
+        return True
+    ends = np.rint(np.array([values.min(), values.max()], np.float64) * factor)
+    if not (ends[0] >= -LARGEST and ends[1] <= LARGEST):  # not-a-number fits nowhere
+        return False
+    room = np.empty(min(_PIECE, values.size), np.float64)
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE]
+        steps = np.multiply(piece, factor, out=room[: piece.size], dtype=np.float64)
+        np.rint(steps, out=steps)
+        piece.view(np.int32)[:] = steps
+    return True
+
+
+def _misfit(change: Mapping[str, Array], factor_of: Mapping[str, float]) -> str:
+    """Return the first factor that does not fit."""
     for name, values in change.items():
-        steps = np.rint(values.astype(np.float64) * (weight_of(name) * scale))
-        if not np.isfinite(steps).all() or (steps.size and np.abs(steps).max() > LARGEST):
-            raise WireError(
-                f"{name}: a change is not finite or too large for fixed point with {scale:g} "
-                "steps per unit; clip it first"
-            )
-        encoded[name] = steps.astype(np.int32).view(np.uint32)
-    return encoded
+        steps = np.rint(values.astype(np.float64) * factor_of[name])
+        if not (np.abs(steps) <= LARGEST).all():
+            return name
+    raise ValueError("every factor fits")
 
 
 def decode(total: NDArray[np.uint32], total_weight: int, scale: float) -> Array:

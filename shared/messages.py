@@ -1,19 +1,23 @@
 """What travels between coordinator and site: a JSON header and named tensors, as bytes.
 
-A body is ``b"CONS" + version byte + header length (8 bytes, little endian) + JSON header +
-safetensors``. Nothing is executed and nothing is unpickled; unknown fields are refused.
-Flower carries the body unseen (``shared.wire``), and so does the agent's socket.
+A body is ``b"CONS" + version byte + header length (8 bytes, little endian) + JSON header`` with
+spaces up to a multiple of 8 bytes, and then its enclosure: of a reply ``safetensors``
+(``shared.tensors``), of a request ``job length (8 bytes) + JSON job + safetensors``. Nothing is
+executed and nothing is unpickled; unknown fields are refused. Flower carries the body unseen
+(``shared.wire``), and so does the agent's socket.
+
+The requests of a round differ by their headers only. Their enclosure is made once, is in memory
+once, and is read once by a process that answers for many sites.
 """
 
-import json
+import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 
 from shared.adapter import (
     Adapter,
@@ -27,15 +31,21 @@ from shared.adapter import (
 from shared.config import JobConfig
 from shared.errors import WireError
 from shared.results import Kind, SiteEvaluation
+from shared.tensors import Tensors, pack_tensors, unpack_tensors
 
-PROTOCOL = 1
+PROTOCOL = 2
 _MAGIC = b"CONS" + bytes([PROTOCOL])
+_LENGTH = 8
+_ALIGNED = 8
+"""What comes after a header begins at a multiple of this, as arrays of numbers should."""
 
-Tensors = dict[str, NDArray[np.generic]]
 RequestKind = Literal["describe", "train", "personalize", "evaluate"]
 Part = Literal["A", "B", "residual"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """The pieces in which a shared adapter travels; a part is sent only if it changed."""
+
+_ENCLOSED = {"job"}
+"""Fields of a request that are not in its header."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -45,7 +55,24 @@ class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Request(_Header):
+class _RequestHeader(_Header):
+    kind: RequestKind
+    protocol: Literal[2] = 2
+    run: Annotated[str, Field(min_length=1, max_length=200)]
+    round: Annotated[int, Field(ge=0)] = 0
+    attempt: Annotated[int, Field(ge=1)] = 1
+    site: Annotated[str, Field(max_length=200)] = ""
+    base_sha256: Sha256
+    job_sha256: Sha256
+    factors: tuple[Factor, ...] = ()
+    weights: dict[Tower, Annotated[int, Field(ge=1, le=65535)]] = {}
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    folds: Annotated[int, Field(ge=0)] = 0
+    parts: dict[Part, Sha256] = {}
+
+
+class Request(_RequestHeader):
     """What the coordinator asks of a site.
 
     The shared adapter travels in parts, ``A``, ``B`` and ``residual``; a part that the site
@@ -56,7 +83,7 @@ class Request(_Header):
         round: 1-based; 0 for ``describe``; the last committed round for the closing phases.
         attempt: Counts repeats of a round after a resume.
         site: Whom the request is for; empty in ``describe``, where names are not yet known.
-        job: The whole job; its digest is ``job_sha256``.
+        job: The whole job, which travels in the enclosure; its digest is ``job_sha256``.
         factors: Which factors the site trains (``train``).
         weights: Integer weight per tower that the site must multiply its change with.
         scale: Fixed-point steps per unit; a power of two.
@@ -65,21 +92,7 @@ class Request(_Header):
         parts: Digest of every part of the shared adapter.
     """
 
-    kind: RequestKind
-    protocol: Literal[1] = 1
-    run: Annotated[str, Field(min_length=1, max_length=200)]
-    round: Annotated[int, Field(ge=0)] = 0
-    attempt: Annotated[int, Field(ge=1)] = 1
-    site: Annotated[str, Field(max_length=200)] = ""
-    base_sha256: Sha256
-    job_sha256: Sha256
     job: JobConfig
-    factors: tuple[Factor, ...] = ()
-    weights: dict[Tower, Annotated[int, Field(ge=1, le=65535)]] = {}
-    scale: Annotated[float, Field(gt=0)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    folds: Annotated[int, Field(ge=0)] = 0
-    parts: dict[Part, Sha256] = {}
 
 
 class Description(_Header):
@@ -114,7 +127,7 @@ class Reply(_Header):
     """
 
     kind: RequestKind
-    protocol: Literal[1] = 1
+    protocol: Literal[2] = 2
     run: str
     round: int
     attempt: int
@@ -134,31 +147,69 @@ class Reply(_Header):
 
 def encode(header: Request | Reply, tensors: Tensors | None = None) -> bytes:
     """Return the body for a header and its tensors."""
-    text = header.model_dump_json(exclude_defaults=False).encode()
-    arrays = {name: np.asarray(array, order="C") for name, array in (tensors or {}).items()}
-    return _MAGIC + len(text).to_bytes(8, "little") + text + safetensors.numpy.save(arrays)
+    if isinstance(header, Request):
+        return encode_header(header) + enclose(header.job, tensors or {})
+    return pack_tensors(tensors or {}, before=encode_header(header))
+
+
+def encode_header(header: Request | Reply) -> bytes:
+    """Return the beginning of a body, up to its enclosure; a request's job is not in it."""
+    text = header.model_dump_json(exclude=_ENCLOSED).encode()
+    text += b" " * (-(len(_MAGIC) + _LENGTH + len(text)) % _ALIGNED)
+    return _MAGIC + len(text).to_bytes(_LENGTH, "little") + text
+
+
+def enclose(job: JobConfig, tensors: Tensors) -> bytes:
+    """Return the end of a request's body, which many requests can share."""
+    text = job.model_dump_json().encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return pack_tensors(tensors, before=len(text).to_bytes(_LENGTH, "little") + text)
 
 
 def decode_request(body: bytes) -> tuple[Request, Tensors]:
     """Return header and tensors of a request.
 
+    Requests with the same enclosure have the same job and tensors, the very objects, as long
+    as no other enclosure comes in between; neither may be changed.
+
     Raises:
         WireError: If the body does not follow the protocol.
     """
-    text, tensors = _split(body)
+    text, start = _header_of(body)
     try:
-        return Request.model_validate_json(text), tensors
+        header = _RequestHeader.model_validate_json(text)
+        enclosure = _opened(body, start)
     except ValidationError as error:
         raise WireError(f"request: {_brief(error)}") from None
+    # Both halves are validated; putting them together adds nothing to check.
+    fields = header.model_fields_set | _ENCLOSED
+    request = Request.model_construct(fields, **dict(header), job=enclosure.job)
+    return request, enclosure.tensors
 
 
 def decode_reply(body: bytes) -> tuple[Reply, Tensors]:
-    """Return header and tensors of a reply; see ``decode_request``."""
-    text, tensors = _split(body)
+    """Return header and tensors of a reply.
+
+    Raises:
+        WireError: If the body does not follow the protocol.
+    """
+    text, start = _header_of(body)
     try:
-        return Reply.model_validate_json(text), tensors
+        return Reply.model_validate_json(text), unpack_tensors(body, start)
     except ValidationError as error:
         raise WireError(f"reply: {_brief(error)}") from None
+
+
+def question_of(body: bytes) -> str:
+    """Return what tells a question from others: the sha256 of its header.
+
+    The header names the digests of the job and of the adapter's parts, so it is the same
+    question whichever parts come with it.
+
+    Raises:
+        WireError: If the body has no header.
+    """
+    return hashlib.sha256(_header_of(body)[0]).hexdigest()
 
 
 def parts_of(shared: SharedAdapter) -> dict[Part, Adapter]:
@@ -205,20 +256,44 @@ def join_parts(parts: Mapping[Part, Adapter], folds: int) -> SharedAdapter:
     return SharedAdapter({name: factors[name] for name in names}, parts["residual"], folds)
 
 
-def _split(body: bytes) -> tuple[bytes, Tensors]:
-    start = len(_MAGIC) + 8
-    if len(body) < start or body[: len(_MAGIC)] != _MAGIC:
+@dataclass(frozen=True)
+class _Enclosure:
+    """What came with a request, as bytes and read."""
+
+    content: bytes
+    job: JobConfig
+    tensors: Tensors
+
+
+class _Opened:
+    """Remembers the enclosure that was read last; the next request has the same, mostly."""
+
+    latest: _Enclosure | None = None
+
+
+def _opened(body: bytes, start: int) -> _Enclosure:
+    """Return the enclosure that begins at ``start``."""
+    latest = _Opened.latest
+    if latest and len(body) == start + len(latest.content) and body.endswith(latest.content):
+        return latest
+    content = body[start:]
+    end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
+    if end > len(content):
+        raise WireError("body: shorter than its job says")
+    job = JobConfig.model_validate_json(content[_LENGTH:end])
+    _Opened.latest = _Enclosure(content, job, unpack_tensors(content[end:]))
+    return _Opened.latest
+
+
+def _header_of(body: bytes) -> tuple[bytes, int]:
+    """Return a body's header and where its enclosure begins."""
+    start = len(_MAGIC) + _LENGTH
+    if len(body) < start or not body.startswith(_MAGIC):
         raise WireError(f"body: expected a message of protocol {PROTOCOL}, got {len(body)} bytes")
-    length = int.from_bytes(body[len(_MAGIC) : start], "little")
-    if length > len(body) - start:
+    end = start + int.from_bytes(body[len(_MAGIC) : start], "little")
+    if end > len(body):
         raise WireError("body: shorter than its header says")
-    text = body[start : start + length]
-    try:
-        json.loads(text)
-        tensors = safetensors.numpy.load(body[start + length :])
-    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
-        raise WireError(f"body: damaged ({type(error).__name__})") from None
-    return text, tensors
+    return body[start:end], end
 
 
 def _brief(error: ValidationError) -> str:

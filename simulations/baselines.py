@@ -14,30 +14,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from client.batches import Batch, draw_batches, steps_of
-from client.data.load import load_site
+from client.agent import load_records
 from client.data.records import SiteData
-from client.losses import embed_prompts
+from client.fitting import Block, Learner, fit
 from client.settings import SiteSettings
 from client.state import private_folder
-from client.training import (
-    check_learnable,
-    fit,
-    fresh_adapter,
-    schedule_of,
-    site_loss,
-    start_as_teacher,
-    train_local,
-)
-from shared.adapter import SharedAdapter
+from client.training import Stream, fresh_adapter, lone_stream, schedule_of, train_local
+from shared.adapter import TOWERS, SharedAdapter
 from shared.config import JobConfig, load_job
 from shared.errors import ConfigError, ConsiliaError, TrainingError
 from shared.files import write_atomic
@@ -45,6 +35,7 @@ from shared.layout_file import adapter_bytes
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 from shared.seeding import derive_seed
+from simulations.cohorts import cohorts, loads, samples_at_once
 from simulations.machine import encoder_for, settle
 from simulations.sites import CENTRALISED_FILE, LOCAL_FILE, site_settings
 
@@ -56,19 +47,6 @@ WITH_PARENT = "--with-parent"
 _LOOK_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """One site's batches for ever, with the loss that fits them."""
-
-    batches: Iterator[Batch]
-    losses_of: Callable[[Batch], Iterator[Tensor]]
-    steps: int
-    size: int
-
-
-_Together = list[tuple[_Stream, Batch]]
 
 
 def train_centralised(
@@ -87,48 +65,42 @@ def train_centralised(
     Raises:
         TrainingError: If no site can be learned from, or the loss is not finite.
     """
-    encoder.use(AdapterView(fresh_adapter(encoder.layout, seed)))
-    found = [_stream(encoder, data, job, derive_seed(seed, data.name)) for data in sites]
-    streams = [stream for stream in found if stream is not None]
+    encoder.use(AdapterView())  # where a fresh adapter is, too
+    streams = [
+        stream
+        for data in sites
+        if (stream := _stream(encoder, data, job, derive_seed(seed, data.name))) is not None
+    ]
     if not streams:
         raise TrainingError("too-few-records", "no site has records to learn from")
     together = min(SITES_PER_STEP, len(streams))
     steps = max(1, round(job.rounds * sum(stream.steps for stream in streams) / together))
-    parameters = encoder.parameters_of("shared")
-    plan = _plan(streams, together, steps, seed)
-    fit(parameters, plan, _losses_of, job.train, schedule_of(job.train, steps), encoder.layout)
-    return SharedAdapter(encoder.read_adapter("shared"))
+    stack = encoder.new_stack(1)
+    stack.put(0, fresh_adapter(encoder.layout, seed).factors)
+    encoder.use_stack(stack, AdapterView())
+    plan = _plan(streams, together, seed)
+    learner = Learner(plan, steps, schedule_of(job.train, steps), TOWERS)
+    (result,) = fit(encoder, stack, [learner], ("A", "B"), job.train)
+    if isinstance(result, TrainingError):
+        raise result
+    return SharedAdapter(stack.read(0))
 
 
-def _stream(encoder: DualEncoder, data: SiteData, job: JobConfig, seed: int) -> _Stream | None:
+def _stream(encoder: DualEncoder, data: SiteData, job: JobConfig, seed: int) -> Stream | None:
     try:
-        train = check_learnable(encoder, data)
+        return lone_stream(encoder, data, job, seed)
     except TrainingError:
         return None
-    rng = np.random.default_rng(seed)
-    prompts = embed_prompts(encoder, data)  # of the base, as in train_local
-    teacher = start_as_teacher(encoder, train, prompts, job.train)
-    return _Stream(
-        batches=draw_batches(train, job.train.batch_size, rng),
-        losses_of=site_loss(encoder, train, prompts, teacher, job.train, rng),
-        steps=steps_of(train, job.train),
-        size=train.everything.size,
-    )
 
 
-def _plan(streams: Sequence[_Stream], together: int, steps: int, seed: int) -> Iterator[_Together]:
+def _plan(streams: Sequence[Stream], together: int, seed: int) -> Iterator[list[Block]]:
     rng = np.random.default_rng(seed)
     chance = np.sqrt([stream.size for stream in streams])
     chance /= chance.sum()
-    for _ in range(steps):
+    while True:
         chosen = rng.choice(len(streams), together, replace=False, p=chance)
-        yield [(streams[number], next(streams[number].batches)) for number in chosen]
-
-
-def _losses_of(batches: _Together) -> Iterator[Tensor]:
-    for stream, batch in batches:
-        for loss in stream.losses_of(batch):
-            yield loss / len(batches)
+        blocks = [next(streams[number].blocks) for number in chosen]
+        yield [replace(block, weight=1 / together) for block in blocks]
 
 
 def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -> None:
@@ -156,17 +128,37 @@ def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -
     if not missing and not pooled:
         return
     encoder = encoder_for(job, device)
-    sites = {site.name: load_site(site.source, encoder.to_pixels) for site in settings}
+    sites = {site.name: load_records(site, encoder) for site in settings}
     # The longest task first, and sites in order of name: a reader of progress.json sees both.
     if pooled:
         seed = derive_seed(job.seed, "centralised")
         train = partial(train_centralised, encoder, list(sites.values()), job, seed)
         progress.attempt("centralised", central, train)
-    for name, path in missing.items():
-        private_folder(path.parent)  # the site's own, whoever comes first
-        seed = derive_seed(job.seed, "local", name)
-        train = partial(train_local, encoder, sites[name], job, seed)
-        progress.attempt(f"local/{name}", path, train)
+    if missing:
+        # Cohorts of all sites, whichever are missing: a run that goes on gets the same bits.
+        for cohort in cohorts(sorted(paths), loads(sites, job), samples_at_once(encoder, job)):
+            if missing.keys() & set(cohort):
+                _train_locals(encoder, {name: sites[name] for name in cohort}, job, paths, progress)
+
+
+def _train_locals(
+    encoder: DualEncoder,
+    sites: Mapping[str, SiteData],
+    job: JobConfig,
+    paths: Mapping[str, Path],
+    progress: "_Progress",
+) -> None:
+    together = [(data, derive_seed(job.seed, "local", name)) for name, data in sites.items()]
+    found = train_local(encoder, together, job)
+    for name, result in zip(sites, found, strict=True):
+        private_folder(paths[name].parent)  # the site's own, whoever comes first
+        progress.attempt(f"local/{name}", paths[name], partial(_or_raise, result))
+
+
+def _or_raise(result: SharedAdapter | TrainingError) -> SharedAdapter:
+    if isinstance(result, TrainingError):
+        raise result
+    return result
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """The sites of a run inside the processes of Flower's simulation engine (Ray).
 
 Every actor process makes the agents it is asked for and keeps them, with one encoder for all
-of them. What a site must remember between messages lies in its own folder, because its next
-message may reach another actor.
+of them. A node keeps its actor as long as that lives, so that a site finds what is prepared
+for it. What a site must remember between messages lies in its own folder all the same: its
+next message may come in another cohort, and reach another actor.
 """
 
 import importlib.util
@@ -11,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.agent import SiteAgent
+from client.agent import SiteAgent, answer_together
 from client.policy import simulation_policy
 from client.settings import SiteSettings
 from shared.config import JobConfig
-from shared.errors import ConfigError
-from simulations.machine import encoder_for, settle
+from shared.errors import ConfigError, WireError
+from simulations.bundles import bundle, unbundle
+from simulations.machine import devices, encoder_for, give_memory_back, settle
 
 _AGENTS: dict[str, SiteAgent] = {}
 """The agents of this process, by their folder."""
@@ -24,19 +26,38 @@ _AGENTS: dict[str, SiteAgent] = {}
 
 @dataclass(frozen=True)
 class ActorSites:
-    """All sites of a run; travels to the actors.
+    """All sites of a run; travels to the actors, and answers there for whole cohorts.
 
     Attributes:
-        settings: The sites, in the order of Flower's partitions.
+        settings: The sites, in the order of their names.
         job: The job.
     """
 
     settings: tuple[SiteSettings, ...]
     job: JobConfig
 
-    def agent(self, partition: int) -> SiteAgent:
-        """Return a site's agent in this process."""
-        settings = self.settings[partition]
+    def handle(self, body: bytes) -> bytes:
+        """Return the bundled answers to bundled requests; the sites work all at once.
+
+        Raises:
+            WireError: If the body is no bundle, or is for a site that the run does not have.
+        """
+        asked = unbundle(body)
+        agents = [self.agent(number) for number, _ in asked]
+        requests = [request for _, request in asked]
+        answers = answer_together(list(zip(agents, requests, strict=True)))
+        give_memory_back()
+        return bundle([(n, answer) for (n, _), answer in zip(asked, answers, strict=True)])
+
+    def agent(self, number: int) -> SiteAgent:
+        """Return a site's agent in this process.
+
+        Raises:
+            WireError: If there is no such site.
+        """
+        if number >= len(self.settings):
+            raise WireError(f"bundle: site {number} of {len(self.settings)}")
+        settings = self.settings[number]
         key = str(settings.state)
         if key not in _AGENTS:
             device = settle(self.job)
@@ -60,20 +81,28 @@ def check_ray() -> None:
         )
 
 
+def gpus_here(job: JobConfig) -> int:
+    """Return how many GPUs of this machine a job uses; 0 if it computes on the CPU."""
+    device = settle(job)
+    return len(devices(device)) if device == "cuda" else 0
+
+
 def backend_config(job: JobConfig, gpus: int, sites: int) -> dict[str, Any]:
     """Return what Flower tells Ray: how many actors, and what each of them may use.
 
     Args:
-        job: Its threads become the CPUs of an actor; its workers the number of actors.
-        gpus: GPUs of this machine to share among the actors; 0 for the CPU.
+        job: Its threads become the CPUs of an actor; its workers the number of actors on CPUs.
+        gpus: Of this machine; every actor has one to itself. 0 for the CPU.
         sites: More actors than sites would only wait.
     """
     threads = job.simulation.threads
-    actors = max(1, min(job.simulation.workers, sites))
-    resources: dict[str, float] = {"num_cpus": threads, "num_gpus": min(1.0, gpus / actors)}
+    actors = max(1, min(gpus or job.simulation.workers, sites))
+    resources: dict[str, float] = {"num_cpus": threads, "num_gpus": float(gpus > 0)}
     init: dict[str, Any] = {"logging_level": 40, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):  # a cluster that is there knows its own size
-        init |= {"num_cpus": actors * threads, "num_gpus": gpus}
+        # Ray would join a cluster that happens to run on this machine, and refuse the sizes.
+        init |= {"address": "local"}
+        init |= {"num_cpus": actors * threads, "num_gpus": actors if gpus else 0}
     return {"init_args": init, "client_resources": resources}
 
 
@@ -88,6 +117,6 @@ def quiet_environment(threads: int) -> dict[str, str]:
     }
 
 
-def partitions(settings: Sequence[SiteSettings]) -> tuple[SiteSettings, ...]:
-    """Return the sites in the order of Flower's partitions, which is that of their names."""
+def by_name(settings: Sequence[SiteSettings]) -> tuple[SiteSettings, ...]:
+    """Return the sites in the order of their names, which is that of their numbers."""
     return tuple(sorted(settings, key=lambda site: site.name))

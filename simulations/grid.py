@@ -1,48 +1,60 @@
-"""Flower's ``Grid`` inside one process: no SuperLink, no Ray, the same ClientApp and ServerApp.
+"""Flower's ``Grid`` inside one process: no SuperLink, no Ray, the same agents and ServerApp.
 
-Messages are carried out one after the other, in the order in which they were pushed, on one
-worker thread, so that the round loop can watch its deadline while a site trains, and so that
-a run repeats bit for bit. Replies can be pulled as soon as they are there.
+Messages are carried out in the order in which they were pushed, some sites at once, on one
+worker thread, so that the round loop can watch its deadline while sites train, and so that a
+run repeats bit for bit. Replies can be pulled as soon as they are there.
 """
 
 import itertools
 import logging
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import client_app
 from client.service import AgentChannel
-from client.settings import SiteSettings
-from shared.config import JobConfig
-from shared.errors import ConsiliaError
+from shared.wire import body_of, to_reply
+from simulations.cohorts import cohorts
 
 log = logging.getLogger(__name__)
 
 CLIENT_APP_FAILED = 2
 """Flower's error code for a ClientApp that raised an exception."""
 
-Outcome = TypeVar("Outcome")
-
-_REGISTRATION_SECONDS = 120.0
-_ENDING_SECONDS = 60.0
 _RUN = 1
-_SITE = "site"
 
 
 class LostMessageError(Exception):
     """Raised by a fault hook: the message, or its reply, is lost without a word."""
+
+
+_Queue = queue.SimpleQueue[list[Message] | None]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Which sites answer at once, and how.
+
+    Attributes:
+        answer: Answers requests to channels, all at once, such as ``answer_together``.
+        load: Samples that every site trains on in one step.
+        samples: Sites whose samples together are no more than this answer at once.
+        lanes: Which device plays a site, 0 if not given; devices work side by side.
+    """
+
+    answer: Callable[[Sequence[tuple[Any, bytes]]], list[bytes]]
+    load: Mapping[str, int]
+    samples: int
+    lanes: Mapping[str, int] = field(default_factory=dict)
 
 
 class LocalGrid(Grid):
@@ -50,6 +62,7 @@ class LocalGrid(Grid):
 
     Args:
         channels: The agent of every site, by name.
+        together: Who answers at once; one after the other if not given.
         fail: Called with every message on the worker thread, before the site sees it. What
             it raises becomes Flower's error reply; ``LostMessageError`` means no reply ever.
     """
@@ -57,21 +70,23 @@ class LocalGrid(Grid):
     def __init__(
         self,
         channels: Mapping[str, AgentChannel],
+        together: Together | None = None,
         fail: Callable[[Message], None] | None = None,
     ) -> None:
         _identify()
         self._channels = dict(channels)
         self._names = dict(enumerate(sorted(channels), start=1))
+        self._together = together
         self._fail = fail
-        self._app: ClientApp = client_app(self._connect)
         self._run = Run.create_empty(run_id=_RUN)
         self._ids = itertools.count(1)
-        self._waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        lanes = 1 + max(together.lanes.values(), default=0) if together else 1
+        self._waiting: list[_Queue] = [queue.SimpleQueue() for _ in range(lanes)]
         self._replies: dict[str, Message] = {}
         self._news = threading.Condition()
         self._unseen = False
         self._closed = False
-        self._worker: threading.Thread | None = None
+        self._workers: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         return self
@@ -91,9 +106,10 @@ class LocalGrid(Grid):
             timeout: Seconds to wait for the worker thread; it ends with the process anyway.
         """
         self._closed = True
-        self._waiting.put(None)
-        if self._worker is not None:
-            self._worker.join(timeout)
+        for waiting in self._waiting:
+            waiting.put(None)
+        for worker in self._workers:
+            worker.join(timeout)
 
     def node_name(self, node_id: int) -> str:
         """Return the site that a node stands for."""
@@ -128,18 +144,36 @@ class LocalGrid(Grid):
         return [NodeInfo(node_id=n, name=name, status="online") for n, name in self._names.items()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Queue messages and return their ids."""
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="sites", daemon=True)
-            self._worker.start()
-        ids = []
-        for message in messages:
-            message_id = str(next(self._ids))
+        """Queue messages and return their ids; those of one push may be answered together."""
+        if not self._workers:
+            for lane, waiting in enumerate(self._waiting):
+                name = f"sites-{lane}"
+                worker = threading.Thread(
+                    target=self._work, args=(waiting,), name=name, daemon=True
+                )
+                self._workers.append(worker)
+                worker.start()
+        pushed = list(messages)
+        for message in pushed:
             # Flower's own grids write the id here too; there is no public way.
-            message.metadata.__dict__["_message_id"] = message_id
-            self._waiting.put(message)
-            ids.append(message_id)
-        return ids
+            message.metadata.__dict__["_message_id"] = str(next(self._ids))
+        for lane, cohort in self._cohorts(pushed):
+            self._waiting[lane].put(cohort)
+        return [message.metadata.message_id for message in pushed]
+
+    def _cohorts(self, messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
+        """Yield messages that are answered at once: neighbours by name, each site once."""
+        sites = [self._names.get(message.metadata.dst_node_id) for message in messages]
+        named = {site: message for site, message in zip(sites, messages, strict=True) if site}
+        # Two questions to one site, or one to a site that is not there, are asked one by one.
+        if self._together is None or len(named) < len(messages):
+            yield from ((0, [message]) for message in messages)
+            return
+        lane_of = self._together.lanes
+        for lane in range(len(self._waiting)):
+            own = [name for name in named if lane_of.get(name, 0) == lane]
+            for names in cohorts(own, self._together.load, self._together.samples):
+                yield lane, [named[name] for name in names]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there, oldest first, and forget them."""
@@ -167,37 +201,49 @@ class LocalGrid(Grid):
             missing -= {reply.metadata.reply_to_message_id for reply in came}
         return replies
 
-    def _connect(self, context: Context) -> AgentChannel:
-        return self._channels[str(context.node_config[_SITE])]
-
-    def _work(self) -> None:
+    def _work(self, waiting: _Queue) -> None:
         while not self._closed:
-            message = self._waiting.get()
-            if message is None:
+            messages = waiting.get()
+            if messages is None:
                 return
-            reply = self._carry_out(message)
-            if reply is not None:
+            for message, reply in self._carry_out(messages):
                 with self._news:
                     self._replies[message.metadata.message_id] = reply
                     self._unseen = True
                     self._news.notify_all()
 
-    def _carry_out(self, message: Message) -> Message | None:
-        node = message.metadata.dst_node_id
+    def _carry_out(self, messages: Sequence[Message]) -> Iterator[tuple[Message, Message]]:
+        """Yield the replies to messages that are answered at once."""
+        asked: list[Message] = []
+        for message in messages:
+            try:
+                if self._fail is not None:
+                    self._fail(message)
+            except LostMessageError:
+                continue
+            except Exception as error:
+                yield message, _failed(message, error)
+            else:
+                asked.append(message)
         try:
-            if self._fail is not None:
-                self._fail(message)
-            name = self._names[node]
-            context = Context(self._run.run_id, node, {_SITE: name}, RecordDict(), {})
-            return self._app(message, context)
-        except LostMessageError:
-            return None
+            channels = [self._channels[self._names[m.metadata.dst_node_id]] for m in asked]
+            bodies = [body_of(message) for message in asked]
+            pairs = list(zip(channels, bodies, strict=True))
+            if self._together is not None:
+                answers = self._together.answer(pairs)
+            else:
+                answers = [channel.handle(body) for channel, body in pairs]
         except Exception as error:
-            # Only the type: the text of an error may quote a record.
-            log.warning("node %d failed: %s", node, type(error).__name__)
-            return Message(
-                Error(code=CLIENT_APP_FAILED, reason=type(error).__name__), reply_to=message
-            )
+            yield from ((message, _failed(message, error)) for message in asked)
+            return
+        for message, answer in zip(asked, answers, strict=True):
+            yield message, to_reply(answer, message)
+
+
+def _failed(message: Message, error: Exception) -> Message:
+    """Return Flower's error reply; only the type: an error's text may quote a record."""
+    log.warning("node %d failed: %s", message.metadata.dst_node_id, type(error).__name__)
+    return Message(Error(code=CLIENT_APP_FAILED, reason=type(error).__name__), reply_to=message)
 
 
 def _identify() -> None:
@@ -206,138 +252,3 @@ def _identify() -> None:
         _ = TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id
     except RuntimeError:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _RUN
-
-
-class _WatchedGrid(Grid):
-    """Flower's own grid, except that it ends the round loop once the run is interrupted."""
-
-    def __init__(self, grid: Grid, interrupted: threading.Event) -> None:
-        self._grid = grid
-        self._interrupted = interrupted
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        self._check()
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        self._check()
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        self._check()
-        return self._grid.send_and_receive(messages, timeout=timeout)
-
-    def _check(self) -> None:
-        if self._interrupted.is_set():
-            raise KeyboardInterrupt  # where the round loop would have met it in this process
-
-
-def run_flower(
-    settings: Sequence[SiteSettings],
-    job: JobConfig,
-    coordinate: Callable[[Grid], Outcome],
-    gpus: int = 0,
-) -> Outcome:
-    """Coordinate a run over Flower's simulation engine; the sites live in Ray's actors.
-
-    Args:
-        settings: All sites; each becomes a node.
-        job: The job.
-        coordinate: The ServerApp's work, such as ``run_job`` with everything but the grid
-            filled in; called on a thread of its own.
-        gpus: GPUs of this machine to share among the actors; 0 for the CPU.
-
-    Returns:
-        What ``coordinate`` returned.
-
-    Raises:
-        ConfigError: If Ray is not installed.
-        ConsiliaError: If Flower's engine ends before the run does; and whatever
-            ``coordinate`` raises.
-    """
-    # Flower's engine and torch are loaded only for this, not for every LocalGrid.
-    from flwr.simulation import run_simulation  # noqa: PLC0415
-    from flwr.supercore import telemetry  # noqa: PLC0415
-
-    from simulations.flower_engine import (  # noqa: PLC0415
-        ActorSites,
-        backend_config,
-        check_ray,
-        partitions,
-        quiet_environment,
-    )
-
-    check_ray()
-    os.environ.update(quiet_environment(job.simulation.threads))
-    telemetry.FLWR_TELEMETRY_ENABLED = "0"  # Flower has read its variable already
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    sites = ActorSites(partitions(settings), job)
-    interrupted, ended = threading.Event(), threading.Event()
-    results: list[Outcome] = []
-    failures: list[BaseException] = []
-    server_app = ServerApp()
-
-    @server_app.main()
-    def main(grid: Grid, _context: Context) -> None:
-        try:
-            _await_nodes(grid, len(sites.settings))
-            results.append(coordinate(_WatchedGrid(grid, interrupted)))
-        except BaseException as error:
-            failures.append(error)
-            raise
-        finally:
-            ended.set()
-
-    courier = client_app(lambda context: sites.agent(int(str(context.node_config["partition-id"]))))
-    config = backend_config(job, gpus, len(sites.settings))
-    try:
-        run_simulation(server_app, courier, len(sites.settings), backend_config=config)
-    except BaseException:
-        interrupted.set()
-        ended.wait(_ENDING_SECONDS)
-        if failures:
-            raise failures[0] from None
-        raise
-    if failures:
-        raise failures[0]
-    if not results:
-        raise ConsiliaError("Flower's simulation engine ended before the run did")
-    return results[0]
-
-
-def _await_nodes(grid: Grid, count: int) -> None:
-    """Wait until Flower has registered every node; its main function may start earlier.
-
-    Raises:
-        ConsiliaError: If they do not come.
-    """
-    deadline = time.monotonic() + _REGISTRATION_SECONDS
-    while len(list(grid.get_node_ids())) < count:
-        if time.monotonic() > deadline:
-            raise ConsiliaError(f"Flower's simulation engine did not register its {count} nodes")
-        time.sleep(0.05)

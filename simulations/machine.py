@@ -16,7 +16,7 @@ from shared.errors import ConfigError
 from shared.model.encoder import DualEncoder
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_LARGE_BLOCK = 1 << 20
+_KEPT_BYTES = 1 << 30
 _RECORDED = ("torch", "transformers", "peft", "flwr", "numpy", "safetensors")
 
 
@@ -27,40 +27,56 @@ def settle(job: JobConfig) -> str:
         ConfigError: If the job asks for CUDA and there is none.
     """
     torch.set_num_threads(job.simulation.threads)
-    _give_memory_back()
+    _keep_memory()
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # Only a help for finding reads of what was never written, and 5 % of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # cuBLAS is only deterministic with a fixed workspace; it reads this when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     wanted = job.simulation.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("simulation.device = 'cuda': this machine has no CUDA device; use 'cpu'")
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return devices(wanted)[0]
 
 
-def _give_memory_back() -> None:
-    """Let glibc return large blocks to the system, as batches of ever other lengths free them.
+def _keep_memory() -> None:
+    """Let glibc keep what batches free, which the next batch needs again.
 
-    Its threshold otherwise rises with use, and the heap is fragmented round by round: 50 rounds
-    took 25 % more memory than 5, with fixed thresholds 5 %. Elsewhere than on glibc a no-op.
+    Otherwise every large block is mapped anew, and the faults of its pages took a third of the
+    time of training. ``give_memory_back`` does it between cohorts, for the heap is fragmented
+    round by round. Elsewhere than on glibc a no-op.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-@functools.lru_cache(maxsize=2)
+def give_memory_back() -> None:
+    """Let glibc give pages that nobody uses back to the system."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def devices(device: str) -> list[str]:
+    """Return all devices that cohorts are spread over: every GPU of this machine, or the CPU."""
+    if device != "cuda":
+        return [device]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+@functools.lru_cache(maxsize=16)
 def _encoder(job_text: str, device: str) -> DualEncoder:
     job = JobConfig.model_validate_json(job_text)
-    return DualEncoder.load(job.model, job.lora, job.personalize.rank, device)
+    return DualEncoder.load(job.model, job.lora, device)
 
 
 def encoder_for(job: JobConfig, device: str) -> DualEncoder:
     """Return the job's encoder; all sites of a process share one frozen base."""
     part = job.model_copy(update={"name": "encoder", "seed": 0, "rounds": 1})
-    return _encoder(part.model_dump_json(include={"name", "model", "lora", "personalize"}), device)
+    return _encoder(part.model_dump_json(include={"name", "model", "lora"}), device)
 
 
 def peak_memory_bytes() -> int:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from client.agent import SiteAgent
+from client.agent import SiteAgent, answer_together
 from client.data.load import load_site
 from client.data.records import SiteData
 from client.policy import simulation_policy
+from client.prefix_cache import why_recomputed
 from client.settings import SiteSettings
 from server.app import LAYOUT, run_job
 from server.checkpoint import RunStore
@@ -42,11 +43,13 @@ from shared.model.encoder import DualEncoder
 from shared.page.numbers import duration, size
 from shared.results import Results
 from simulations.baselines_process import BaselinesProcess
+from simulations.cohorts import loads, samples_at_once
 from simulations.flower_engine import check_ray
-from simulations.grid import LocalGrid, run_flower
+from simulations.flower_grid import run_flower
+from simulations.grid import LocalGrid, Together
 from simulations.histories import history_url, known_runs
 from simulations.log import LOG, log_file
-from simulations.machine import encoder_for, settle, versions
+from simulations.machine import devices, encoder_for, give_memory_back, settle, versions
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.results_table import results_table
@@ -170,13 +173,18 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     if job.simulation.engine == "flower":
         check_ray()
     encoder = encoder_for(job, settle(job))
+    # Written into the run's job: cohorts, and so its bits, stay the same if it is resumed.
+    samples = samples_at_once(encoder, job)
+    own = job.simulation.model_copy(update={"samples_at_once": samples})
+    job = job.model_copy(update={"simulation": own})
     settings = site_settings(run, job)
     quorum = job.aggregate.quorum or 0
     if quorum > len(settings):
         raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
-    digests: dict[str, str] = {}
+    data: dict[str, SiteData] = {}
     if job.data.folder is not None:
-        digests = {name: data.sha256() for name, data in _load_all(settings, encoder).items()}
+        data = _load_all(settings, encoder)
+    digests = {name: site.sha256() for name, site in data.items()}
     with (
         _store(run, job, encoder, settings, digests) as store,
         log_file(run / LOG),
@@ -184,12 +192,14 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     ):
         store.write_atomic(LAYOUT, layout_bytes(encoder.layout, encoder.base_sha256))
         console.print(_headline(run, job, settings, encoder), highlight=False)
+        if (remark := why_recomputed(encoder, job.train)) is not None:
+            console.print(remark, highlight=False)
         write_phantoms(run, job)
-        federation = _Federation(run, job, settings, encoder, store, history)
         with BaselinesProcess(run, job) as baselines, RunProgress(console, job.rounds) as progress:
+            data = data or _load_all(settings, encoder)
+            federation = _Federation(run, job, settings, data, encoder, store, history)
             outcome = federation.carry_out(baselines, progress)
         with _early_end(history, store.run):
-            data = _load_all(settings, encoder)
             return score_run(store, settings, data, encoder, outcome, start)
 
 
@@ -259,7 +269,11 @@ def _load_all(settings: Sequence[SiteSettings], encoder: DualEncoder) -> dict[st
     problems: list[DataProblem] = []
     for site in settings:
         try:
-            data[site.name] = load_site(site.source, encoder.to_pixels)
+            # A run that has no folder yet must not get one before its records are sound.
+            cache = site.pixels if site.state.exists() else None
+            data[site.name] = load_site(
+                site.source, encoder.to_pixels, cache, encoder.preprocessing
+            )
         except DataError as error:
             broken.append(error)
             # Rows are those of a site's own table, so a common list has to say whose.
@@ -278,6 +292,7 @@ class _Federation:
     run: Path
     job: JobConfig
     settings: Sequence[SiteSettings]
+    data: Mapping[str, SiteData]
     encoder: DualEncoder
     store: RunStore
     history: RunHistory
@@ -294,15 +309,29 @@ class _Federation:
             on_event=progress,
             before_evaluation=lambda: baselines.wait(progress.say),
         )
+        load, samples = loads(self.data, self.job), samples_at_once(self.encoder, self.job)
         if self.job.simulation.engine == "flower":
-            gpus = int(self.encoder.device.type == "cuda")
-            return run_flower(self.settings, self.job, coordinate, gpus)
-        agents = {
-            site.name: SiteAgent(site, simulation_policy(), lambda _: self.encoder)
-            for site in self.settings
-        }
-        with LocalGrid(agents) as grid:
+            return run_flower(self.settings, self.job, coordinate, load, samples)
+        where = devices(self.encoder.device.type)
+        lanes = {site.name: number % len(where) for number, site in enumerate(self.settings)}
+        agents = {s.name: self._agent(s, where[lanes[s.name]]) for s in self.settings}
+        with LocalGrid(agents, Together(_answer, load, samples, lanes)) as grid:
             return coordinate(grid)
+
+    def _agent(self, site: SiteSettings, device: str) -> SiteAgent:
+        """Return a site's agent; all agents on a device share its encoder."""
+        return SiteAgent(
+            site,
+            simulation_policy(),
+            lambda job: encoder_for(job, device),
+            lambda settings, _: self.data[settings.name],
+        )
+
+
+def _answer(asked: Sequence[tuple[SiteAgent, bytes]]) -> list[bytes]:
+    answers = answer_together(asked)
+    give_memory_back()
+    return answers
 
 
 def _print_summary(console: Console, results: Results, run: Path, report: Path) -> None:

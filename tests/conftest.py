@@ -179,7 +179,7 @@ def small_job(clip_folder: Path) -> JobConfig:
         {
             "name": "small",
             "rounds": 2,
-            "model": {"base": str(clip_folder)},
+            "model": {"base": str(clip_folder), "precision": "float32"},
             "lora": {"rank": 4, "alpha": 8},
             "train": {"steps": 4, "batch_size": 16, "shift_pixels": 1},
             "personalize": {"rank": 4, "steps": 6},

@@ -8,8 +8,10 @@ import hashlib
 import io
 import stat
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Final, NoReturn
 
 import numpy as np
@@ -54,6 +56,9 @@ class Picture:
     blank: bool = False
 
 
+NOTHING_KNOWN: Final[Mapping[str, Picture]] = MappingProxyType({})
+
+
 def refuse(rule: str, message: str) -> NoReturn:
     """Raise the error of one broken rule; row and column are added by the caller.
 
@@ -64,7 +69,11 @@ def refuse(rule: str, message: str) -> NoReturn:
 
 
 def read_picture(
-    path: Path, *, quick: bool = False, accept: tuple[str, ...] = ()
+    path: Path,
+    *,
+    quick: bool = False,
+    accept: tuple[str, ...] = (),
+    known: Mapping[str, Picture] = NOTHING_KNOWN,
 ) -> tuple[Picture, Image.Image | None]:
     """Read an image file.
 
@@ -72,9 +81,10 @@ def read_picture(
         path: The file.
         quick: Read the header only; no image is returned, and damage inside is not seen.
         accept: Names of DICOM rules that the site's policy overrides.
+        known: Pictures that need not be decoded again, by digest of the file.
 
     Returns:
-        What the file is, and the image in mode ``L`` or ``RGB``.
+        What the file is, and the image in mode ``L`` or ``RGB`` if it was decoded.
 
     Raises:
         DataError: With one problem per broken rule, without row and column.
@@ -82,17 +92,22 @@ def read_picture(
     with _open(path, quick=quick) as stream:
         start = stream.read(132)
         stream.seek(0)
-        if start[128:] == b"DICM" or path.suffix.lower() in _DICOM_ENDINGS:
+        is_dicom = start[128:] == b"DICM" or path.suffix.lower() in _DICOM_ENDINGS
+        digest = "" if quick else hashlib.sha256(stream.read()).hexdigest()
+        found = known.get(digest)
+        # A known picture under a name that ends like DICOM is none, and has to be refused.
+        if found is not None and is_dicom == (found.format == "DICOM"):
+            return found, None
+        stream.seek(0)
+        if is_dicom:
             # pydicom takes a third of a second to import; only sites with DICOM pay for it.
             from client.data.dicom import read_dicom  # noqa: PLC0415
 
             kind, image = read_dicom(stream, quick=quick, accept=accept)
         else:
             kind, image = _read_ordinary(stream, quick=quick)
-        if image is None:
-            return kind, None
-        stream.seek(0)
-        digest = hashlib.sha256(stream.read()).hexdigest()
+    if image is None:
+        return kind, None
     return replace(kind, digest=digest, blank=_is_blank(image)), image
 
 

@@ -1,28 +1,29 @@
-"""Read a site once: table, rows, pictures and companion files, with what went wrong.
+"""Read a site once: table, rows, companion files and pictures, with what went wrong.
 
 The rules (``client.data.check``), the description and the loader all look at the same
 inspection, so that no picture is decoded twice.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
 from client.data.columns import resolve
 from client.data.entries import Entry, is_finding, read_entry
 from client.data.files import read_dataset, read_prompts
-from client.data.images import Picture, read_picture
+from client.data.images import NOTHING_KNOWN, Picture, read_picture
 from client.data.records import Prompts, SplitName
 from client.data.sources import SiteSource
 from client.data.tables import Table, read_table
 from shared.errors import DataError, DataProblem
 from shared.results import DatasetOrigin
 
-Visit = Callable[[Entry, Image.Image], None]
-"""Called with every usable picture, in mode ``L`` or ``RGB``, while it is in memory."""
+Visit = Callable[[Entry, Picture, Image.Image], None]
+"""Called with every picture that was decoded, in mode ``L`` or ``RGB``, while it is in memory."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ class Inspection:
         return tuple(sorted(name for name in names if is_finding(name)))
 
 
-def inspect_site(
-    source: SiteSource, *, quick: bool = False, visit: Visit | None = None
-) -> Inspection:
+def inspect_site(source: SiteSource, *, quick: bool = False) -> Inspection:
     """Read everything of a site; problems are collected, not raised."""
+    return with_pictures(read_rows(source), quick=quick)
+
+
+def read_rows(source: SiteSource) -> Inspection:
+    """Read a site's table and companion files; no picture has been opened yet."""
     table = read_table(source.table)
     columns = resolve(table.columns, source.columns)
     rows = [
@@ -84,10 +88,8 @@ def inspect_site(
     ]
     readable = "file_name" in columns or "text" in columns
     entries = [read_entry(row, source, columns) for row in rows] if readable else []
-    kept = tuple(entry for entry in entries if not entry.ignored)
     others = {row.number for row in table.rows} - {row.number for row in rows}
     found = [problem for problem in table.problems if problem.where not in others]
-    pictures = _read_pictures(source, kept, columns, found, quick, visit)
     prompts, prompt_problems = read_prompts(source)
     origin, dataset_problems = read_dataset(source)
     return Inspection(
@@ -95,52 +97,87 @@ def inspect_site(
         table=table,
         columns=columns,
         rows=len(rows),
-        entries=kept,
+        entries=tuple(entry for entry in entries if not entry.ignored),
         ignored=tuple(entry.row for entry in entries if entry.ignored),
-        pictures=pictures,
+        pictures={},
         prompts=prompts,
         origin=origin,
-        quick=quick,
+        quick=False,
         found=(*found, *prompt_problems, *dataset_problems),
     )
 
 
-def _read_pictures(
-    source: SiteSource,
-    entries: tuple[Entry, ...],
-    columns: Mapping[str, str],
-    found: list[DataProblem],
-    quick: bool,
-    visit: Visit | None,
-) -> dict[int, Picture]:
+def with_pictures(
+    site: Inspection,
+    *,
+    quick: bool = False,
+    known: Mapping[str, Picture] = NOTHING_KNOWN,
+    visit: Visit | None = None,
+) -> Inspection:
+    """Read the pictures of a site whose rows have been read.
+
+    Args:
+        site: From ``read_rows``.
+        quick: Read their headers only.
+        known: Pictures that need not be decoded again, by digest of the file.
+        visit: Called with those that are decoded.
+    """
     pictures: dict[int, Picture] = {}
-    root = source.root.resolve()
-    for entry in entries:
+    found: list[DataProblem] = []
+    places = _Places(site.source.root)
+    for entry in site.entries:
         if not entry.file_name:
             continue
         try:
-            path = _inside(root, entry.file_name)
-            picture, image = read_picture(path, quick=quick, accept=source.accept)
+            path = places.find(entry.file_name)
+            picture, image = read_picture(path, quick=quick, accept=site.source.accept, known=known)
         except DataError as error:
-            column = columns["file_name"]
+            column = site.columns["file_name"]
             found += [replace(p, where=entry.row, column=column) for p in error.problems]
             continue
         pictures[entry.row] = picture
         if visit is not None and image is not None:
-            visit(entry, image)
-    return pictures
+            visit(entry, picture, image)
+    return replace(site, pictures=pictures, quick=quick, found=(*site.found, *found))
 
 
-def _inside(root: Path, name: str) -> Path:
-    """The file that a cell names, which must lie in the site's folder, links followed."""
-    parts = PurePosixPath(name).parts
-    unusual = name.startswith(("/", "~")) or ".." in parts or "\\" in name or name[1:2] == ":"
-    if not unusual and name.isprintable():
+class _Places:
+    """Finds the files that cells name; they must lie in the site's folder, links followed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._folders: dict[str, Path | None] = {}
+
+    def find(self, name: str) -> Path:
+        """Return a file's path.
+
+        Raises:
+            DataError: ``image-path`` if it is not inside.
+        """
+        unusual = (
+            name.startswith(("/", "~"))
+            or ".." in name.split("/")
+            or "\\" in name
+            or name[1:2] == ":"
+        )
+        if not unusual and name.isprintable():
+            folder, last = os.path.split(name)
+            # Following links takes longer than reading a small picture: once for each folder.
+            if folder not in self._folders:
+                self._folders[folder] = self._inside(self._root / folder)
+            known = self._folders[folder]
+            path = None if known is None or last in {"", "."} else known / last
+            # Unlike Path.is_symlink, islink is False for a name that is too long to look up.
+            if path is None or os.path.islink(path):  # noqa: PTH114
+                path = self._inside(self._root / name)
+            if path is not None:
+                return path
+        message = "expected a path inside the site's folder, relative to it, with / between folders"
+        raise DataError(message, [DataProblem(None, None, "image-path", message)])
+
+    def _inside(self, path: Path) -> Path | None:
         try:
-            path = (root / name).resolve()
+            path = path.resolve()
         except (OSError, ValueError, RuntimeError):
-            path = Path()
-        if path.is_relative_to(root):
-            return path
-    message = "expected a path inside the site's folder, relative to it, with / between folders"
-    raise DataError(message, [DataProblem(None, None, "image-path", message)])
+            return None
+        return path if path.is_relative_to(self._root) else None

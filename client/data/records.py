@@ -32,7 +32,7 @@ class Split:
 
     Attributes:
         pixels: (n, height, width, channels) uint8 at the encoder's size, channels 1 or 3;
-            an array or a memory map.
+            an array or a read-only memory map.
         has_image: (n,) bool.
         texts: n strings.
         has_text: (n,) bool.
@@ -109,7 +109,7 @@ class SiteData:
             arrays = (split.has_image, split.has_text, split.labels, split.labelled)
             for array in (split.pixels, *arrays, split.patients):
                 digest.update(repr((array.shape, array.dtype.str)).encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(np.ascontiguousarray(array).data)  # not a copy of a memory map
         return digest.hexdigest()
 
     def examples(self, tower: Tower) -> int:

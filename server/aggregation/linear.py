@@ -22,6 +22,7 @@ def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict
     totals: dict[str, NDArray[np.uint32]] = {}
     weights: dict[Tower, int] = {}
     scale: float | None = None
+    shapes = layout.shapes
     for update in updates:
         scale = update.scale if scale is None else scale
         if update.scale != scale:
@@ -31,10 +32,9 @@ def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict
         for tower, weight in update.weights.items():
             weights[tower] = weights.get(tower, 0) + weight
         for name, delta in update.delta.items():
-            if delta.shape != layout.shape_of(name):
+            if delta.shape != shapes[name]:
                 raise AdapterMismatchError(
-                    f"{update.site}: {name}: expected shape {layout.shape_of(name)}, "
-                    f"got {delta.shape}"
+                    f"{update.site}: {name}: expected shape {shapes[name]}, got {delta.shape}"
                 )
             if name in totals:
                 totals[name] += delta  # unsigned arrays wrap, which is the sum modulo 2**32

@@ -6,7 +6,7 @@ from typing import cast, get_args
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from server.history.tables import MetricRow, ParticipationRow, RoundRow, RunRow
+from server.history.tables import ParticipationRow, RoundRow, RunRow
 from server.records import SURPLUS, Contribution, RoundRecord, RunStatus, RunSummary
 from shared.adapter import TOWERS, Tower
 from shared.results import Kind, ParticipationState
@@ -28,46 +28,48 @@ def bucket(count: int) -> int:
 
 def participation_rows(
     row: RoundRow, contributions: Sequence[Contribution]
-) -> Iterator[ParticipationRow]:
-    """Yield a row for every site of an attempt."""
+) -> Iterator[dict[str, object]]:
+    """Yield the columns of ``ParticipationRow`` for every site of an attempt."""
     for each in contributions:
-        yield ParticipationRow(
-            round_id=row.id,
-            run_id=row.run_id,
-            round=row.round,
-            attempt=row.attempt,
-            site=each.site,
-            kind=each.kind,
-            state=each.state,
-            reason=each.reason,
-            image_examples=bucket(each.examples.get("image", 0)),
-            text_examples=bucket(each.examples.get("text", 0)),
-            seconds=each.seconds,
-            work_seconds=each.work_seconds,
-            transfer_seconds=each.transfer_seconds,
-            bytes_up=each.bytes_up,
-            bytes_down=each.bytes_down,
-            clipped=each.clipped,
-            peak_memory_bytes=each.peak_memory_bytes,
-        )
+        yield {
+            "round_id": row.id,
+            "run_id": row.run_id,
+            "round": row.round,
+            "attempt": row.attempt,
+            "site": each.site,
+            "kind": each.kind,
+            "state": each.state,
+            "reason": each.reason,
+            "image_examples": bucket(each.examples.get("image", 0)),
+            "text_examples": bucket(each.examples.get("text", 0)),
+            "seconds": each.seconds,
+            "work_seconds": each.work_seconds,
+            "transfer_seconds": each.transfer_seconds,
+            "bytes_up": each.bytes_up,
+            "bytes_down": each.bytes_down,
+            "clipped": each.clipped,
+            "peak_memory_bytes": each.peak_memory_bytes,
+        }
 
 
-def metric_rows(row: RoundRow, contributions: Sequence[Contribution]) -> Iterator[MetricRow]:
-    """Yield a row for every number that a site released in an attempt."""
+def metric_rows(
+    row: RoundRow, contributions: Sequence[Contribution]
+) -> Iterator[dict[str, object]]:
+    """Yield the columns of ``MetricRow`` for every number that a site released in an attempt."""
     for each in contributions:
         numbers = {"loss": each.loss, "validation_loss": each.validation_loss} | {
             _GRADIENT_NORM + tower: norm for tower, norm in each.gradient_norms.items()
         }
         for name, value in numbers.items():
             if value is not None:
-                yield MetricRow(
-                    run_id=row.run_id,
-                    round=row.round,
-                    attempt=row.attempt,
-                    site=each.site,
-                    name=name,
-                    value=value,
-                )
+                yield {
+                    "run_id": row.run_id,
+                    "round": row.round,
+                    "attempt": row.attempt,
+                    "site": each.site,
+                    "name": name,
+                    "value": value,
+                }
 
 
 def contribution_of(row: ParticipationRow, numbers: Mapping[str, float]) -> Contribution:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shared.config import Precision
 from shared.errors import BaseModelError
 
 TINY = "consilia-tiny"
@@ -201,3 +202,20 @@ def choose_device(device: str) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     return torch.device(device)
+
+
+def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
+    """Return the type of frozen weights and activations; trained factors are always float32.
+
+    ``auto`` takes bfloat16 where the device multiplies it several times faster than float32:
+    CUDA, and CPUs with AMX or AVX512-BF16.
+    """
+    if wanted == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and _multiplies_bfloat16())
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))

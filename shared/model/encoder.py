@@ -1,7 +1,6 @@
 """The dual encoder: a frozen CLIP-family base with a shared and a personal adapter."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -17,19 +16,25 @@ from shared.adapter import (
     Adapter,
     AdapterLayout,
     Array,
-    Factor,
     Tower,
     check_compatible,
     factor_name,
-    factor_of,
     pairs,
 )
 from shared.config import LoraConfig, ModelConfig
 from shared.errors import AdapterMismatchError, BaseModelError
 from shared.model import clip_forward
-from shared.model.base import Family, base_digest, choose_device, find_base, load_model
-from shared.model.lora import MergedLinear, Which, inject
+from shared.model.base import (
+    Family,
+    base_digest,
+    choose_device,
+    choose_precision,
+    find_base,
+    load_model,
+)
+from shared.model.lora import AdaptedLinear, LowRank, Rows, inject
 from shared.model.pixels import PixelPipeline
+from shared.model.stack import AdapterStack
 from shared.model.view import AdapterView
 
 
@@ -57,7 +62,10 @@ class DualEncoder:
         logit_scale: Inverse temperature of the base, frozen.
         logit_bias: SigLIP's bias, frozen; 0 for others.
         max_tokens: Longest text, in tokens.
-        personal_rank: Rank of the personal adapter.
+        picture_size: (height, width) of every picture.
+        precision: Type of the frozen weights and of the activations.
+        frozen_layers: By tower, how many layers lie below the first adapter; 0 for families
+            that cannot start in the middle.
     """
 
     def __init__(
@@ -79,19 +87,20 @@ class DualEncoder:
         self._pixels: PixelPipeline
         self._tokenizer: Any
         self.max_tokens = 0
-        self._lean = clip_forward.applies_to(model)
-        self.personal_rank = 0
-        self._layers: dict[str, MergedLinear] = {}
-        self._held: dict[Which, Adapter | None] = {"shared": None, "personal": None}
-        self._residual: Adapter | None = None
-        self._precision: torch.dtype | None = None
+        self.picture_size = (0, 0)
+        self.lean = clip_forward.applies_to(model)
+        self.frozen_layers: dict[Tower, int] = dict.fromkeys(TOWERS, 0)
+        self.precision = torch.float32
+        self._rows = Rows()
+        self._layers: dict[str, AdaptedLinear] = {}
+        self._stacked = 0
+        self._merged: AdapterView | None = None
 
     @classmethod
     def load(
         cls,
         config: ModelConfig,
         lora: LoraConfig,
-        personal_rank: int = 8,
         device: str = "cpu",
     ) -> Self:
         """Load a base, check its digest, and put the adapters on.
@@ -99,7 +108,6 @@ class DualEncoder:
         Args:
             config: Which base, expected digest, precision, longest text.
             lora: Rank, scaling and layers of the adapters.
-            personal_rank: Rank of the personal adapter.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
 
         Raises:
@@ -117,15 +125,18 @@ class DualEncoder:
         model, family = load_model(folder)
         encoder = cls(model, folder, config, lora)
         encoder.base_sha256, encoder._family = digest, family
-        encoder._pixels = PixelPipeline(folder, _picture_size(encoder.model.config.vision_config))
+        encoder.picture_size = _picture_size(encoder.model.config.vision_config)
+        encoder._pixels = PixelPipeline(folder, encoder.picture_size)
         encoder._tokenizer, encoder.max_tokens = _load_tokenizer(
             folder, encoder.model.config.text_config, config.max_tokens
         )
-        encoder.layout, encoder._layers = inject(model, lora, personal_rank)
-        encoder.personal_rank = personal_rank
-        model.to(where)
-        encoder.device = where
-        encoder._precision = _precision(config, where)
+        encoder.device, encoder.precision = where, choose_precision(config.precision, where)
+        model.to(where, encoder.precision)
+        if encoder.lean:
+            clip_forward.keep_precise(model)
+        encoder.layout, encoder._layers = inject(model, lora, encoder._rows)
+        if encoder.lean:
+            encoder.frozen_layers = {t: clip_forward.frozen_layers(model, t) for t in TOWERS}
         return encoder
 
     # Raw records to tensors
@@ -133,6 +144,11 @@ class DualEncoder:
     def to_pixels(self, image: PIL.Image.Image) -> NDArray[np.uint8]:
         """Resize and crop a picture once: (h, w) uint8 for mode L, else (h, w, 3)."""
         return self._pixels.to_pixels(image)
+
+    @property
+    def preprocessing(self) -> str:
+        """Digest of what ``to_pixels`` depends on."""
+        return self._pixels.sha256
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of every text, cut to ``max_tokens``, not padded."""
@@ -161,144 +177,210 @@ class DualEncoder:
 
     # Tensors to features
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Return L2-normalised features, (b, d) float32, of pictures (b, h, w, c) uint8."""
-        values = self._pixels.to_values(pixels.to(self.device))
-        with self._autocast():
-            if self._lean:
-                features = clip_forward.image_features(self.model, values)
-            else:
-                features = self.model.get_image_features(pixel_values=values).pooler_output
-        return nn.functional.normalize(features.float(), dim=-1)
+    def encode_images(self, pixels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Return L2-normalised features, (b, d) float32, of pictures (b, h, w, c) uint8.
 
-    def encode_texts(self, tokens: Tokens) -> Tensor:
-        """Return L2-normalised features, (b, d) float32, of tokenised texts."""
-        mask = tokens.mask if self._family.mask else None
-        with self._autocast():
-            if self._lean:
-                features = clip_forward.text_features(self.model, tokens.ids)
-            else:
-                features = self.model.get_text_features(
-                    input_ids=tokens.ids, attention_mask=mask
-                ).pooler_output
-        return nn.functional.normalize(features.float(), dim=-1)
+        Args:
+            pixels: The pictures; with a stack in use, those of its first adapter first.
+            counts: With a stack in use, how many pictures belong to each of its adapters.
+        """
+        order = self._arrange(counts)
+        if order is not None:
+            pixels = pixels[order]
+        if self.lean:
+            return self._image_features(self.image_prefix(pixels), order)
+        features = self.model.get_image_features(pixel_values=self._values(pixels)).pooler_output
+        return _normalised(features, order)
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._precision)
+    def encode_texts(self, tokens: Tokens, counts: Sequence[int] | None = None) -> Tensor:
+        """Return L2-normalised features, (b, d) float32, of tokenised texts.
+
+        Args:
+            tokens: The texts, in the order of the stack's adapters if there is one in use.
+            counts: With a stack in use, how many texts belong to each of its adapters.
+        """
+        order = self._arrange(counts)
+        ids, mask = tokens.ids, tokens.mask
+        if order is not None:
+            place = order.to(ids.device)
+            ids, mask = ids[place], mask[place]
+        if self.lean:
+            return self._text_features(*self.text_prefix(Tokens(ids, mask)), order)
+        features = self.model.get_text_features(
+            input_ids=ids, attention_mask=mask if self._family.mask else None
+        ).pooler_output
+        return _normalised(features, order)
+
+    # The same in two halves, where the family can start in the middle (``lean``)
+
+    def image_prefix(self, pixels: Tensor) -> Tensor:
+        """Return what the first adapted layer gets of pictures, (b, t, d) in ``precision``.
+
+        It depends on the frozen base only, whichever view or stack is in use.
+        """
+        depth = self.frozen_layers["image"]
+        return clip_forward.image_prefix(self.model, self._values(pixels), depth)
+
+    def text_prefix(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return what the first adapted layer gets of texts, (b, t, d), and where they end, (b,).
+
+        What lies behind a text's end is never looked at. Otherwise as ``image_prefix``.
+        """
+        return clip_forward.text_prefix(self.model, tokens.ids, self.frozen_layers["text"])
+
+    def encode_image_prefixes(self, hidden: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Go on from what ``image_prefix`` returned; otherwise as ``encode_images``."""
+        order = self._arrange(counts)
+        if order is not None:
+            hidden = hidden[order.to(hidden.device)]
+        return self._image_features(hidden, order)
+
+    def encode_text_prefixes(
+        self, hidden: Tensor, ends: Tensor, counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """Go on from what ``text_prefix`` returned; otherwise as ``encode_texts``."""
+        order = self._arrange(counts)
+        if order is not None:
+            place = order.to(hidden.device)
+            hidden, ends = hidden[place], ends[place]
+        return self._text_features(hidden, ends, order)
+
+    def _values(self, pixels: Tensor) -> Tensor:
+        return self._pixels.to_values(pixels.to(self.device)).to(self.precision)
+
+    def _image_features(self, hidden: Tensor, order: Tensor | None) -> Tensor:
+        depth = self.frozen_layers["image"]
+        return _normalised(clip_forward.image_features(self.model, hidden, depth), order)
+
+    def _text_features(self, hidden: Tensor, ends: Tensor, order: Tensor | None) -> Tensor:
+        depth = self.frozen_layers["text"]
+        return _normalised(clip_forward.text_features(self.model, hidden, ends, depth), order)
+
+    def _arrange(self, counts: Sequence[int] | None) -> Tensor | None:
+        if self._stacked == 0:
+            return None
+        if counts is None or len(counts) != self._stacked:
+            raise ValueError(f"a stack of {self._stacked} adapters needs as many counts")
+        return self._rows.arrange(counts)
 
     # Adapters
 
     def use(self, view: AdapterView) -> None:
-        """Choose the function; costs nothing if it is the one in use.
+        """Choose one function for all rows; costs nothing if it is the one in use.
 
-        Adapters are told apart by identity: whoever holds one must not write to its arrays.
+        Everything that the view adds is merged into one weight per layer. Adapters are told
+        apart by identity: whoever holds one must not write to its arrays.
 
         Raises:
             AdapterMismatchError: If the factors do not fit the layout.
         """
-        if view.shared is not None:
-            self._put("shared", view.shared.factors)
-            self._put_residual(view.shared.residual)
-        alpha = dict(view.alpha) if view.personal is not None else {}
-        if any(alpha.values()) and view.personal is not None:
-            self._put("personal", view.personal)
-        for shape in self.layout.layers:
-            layer = self._layers[shape.module]
-            layer.use_shared = view.shared is not None
-            layer.personal_alpha = float(alpha.get(shape.tower, 0.0))
+        self._merge(view)
+        self._stack_up(None, {})
 
-    def parameters_of(
+    def use_stack(
         self,
-        which: Which,
-        factors: Iterable[Factor] = ("A", "B"),
-        towers: Iterable[Tower] = TOWERS,
-    ) -> dict[str, nn.Parameter]:
-        """Return factors as torch parameters, by PEFT's name, to be trained in place.
+        stack: AdapterStack,
+        on: AdapterView,
+        alphas: Sequence[Mapping[Tower, float]] | None = None,
+    ) -> None:
+        """Choose a function per adapter of a stack: what the view says plus its own product.
 
-        The next ``use`` copies the adapter anew, whatever was trained in between.
+        Args:
+            stack: Trained through its views, or left as it is.
+            on: What all of them have in common.
+            alphas: Mixing weight per adapter and tower, absent means 0; 1 for all if ``None``.
+
+        Raises:
+            AdapterMismatchError: If the view's factors do not fit the layout.
         """
-        self._held[which] = None
-        wanted, kinds = set(towers), tuple(factors)
-        return {
-            factor_name(shape.module, factor): self._layers[shape.module].factor(which, factor)
-            for shape in self.layout.layers
-            if shape.tower in wanted
-            for factor in kinds
-        }
+        self._merge(on)
+        scales: dict[Tower, float | Tensor] = {}
+        for tower in TOWERS:
+            scales[tower] = self.layout.scaling
+            if alphas is not None:
+                mixed = torch.tensor([alpha.get(tower, 0.0) for alpha in alphas])
+                scales[tower] = (self.layout.scaling * mixed).reshape(-1, 1, 1).to(self.device)
+        self._stack_up(stack, scales)
 
-    def read_adapter(
-        self,
-        which: Which,
-        factors: Iterable[Factor] = ("A", "B"),
-        towers: Iterable[Tower] = TOWERS,
-    ) -> dict[str, Array]:
-        """Return a copy of factors as float32 arrays, by PEFT's name."""
-        held = self._held[which]
-        parameters = self.parameters_of(which, factors, towers)
-        self._held[which] = held
-        return {
-            name: parameter.detach().to("cpu", torch.float32, copy=True).numpy()
-            for name, parameter in parameters.items()
-        }
+    def new_stack(self, count: int, rank: int | None = None) -> AdapterStack:
+        """Return a stack of adapters that change nothing; of the layout's rank if not given."""
+        return AdapterStack(self.layout, count, self.device, rank)
 
     def merged_weight(self, module: str) -> Tensor:
         """Return the weight (m, n) of an adapted layer under the view in use."""
-        return self._layers[module].weight_in_use()
+        return self._layers[module].weight
 
     def save_preprocessing(self, folder: Path) -> None:
         """Write tokenizer and image processor into a checkpoint's folder."""
         self._tokenizer.save_pretrained(folder)
         self._pixels.processor.save_pretrained(folder)
 
-    def _put(self, which: Which, adapter: Adapter) -> None:
-        if self._held[which] is adapter:
-            return
-        if which == "shared":
-            check_compatible(self.layout, adapter, self.layout.names())
-        parameters = self.parameters_of(which)
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for name, array in adapter.items():
-                parameter = parameters.get(name)
-                if parameter is None or parameter.shape != array.shape:
-                    raise AdapterMismatchError(f"{name}: does not fit the base's {which} adapter")
-                parameter.copy_(torch.tensor(array))
-        if which == "personal":
-            self._zero_missing(parameters, adapter)
-        self._held[which] = adapter
+    def _stack_up(self, stack: AdapterStack | None, scales: Mapping[Tower, float | Tensor]) -> None:
+        self._stacked = 0 if stack is None else len(stack)
+        for shape in self.layout.layers:
+            layer = self._layers[shape.module]
+            if stack is None:
+                layer.low_rank = None
+            else:
+                a, b = (stack.view(factor_name(shape.module, factor)) for factor in ("A", "B"))
+                layer.low_rank = LowRank(a, b, scales[shape.tower])
 
-    def _zero_missing(self, parameters: dict[str, nn.Parameter], adapter: Adapter) -> None:
-        """A personal adapter of one tower leaves the other tower as it is: B = 0 there."""
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for name, parameter in parameters.items():
-                if name not in adapter and factor_of(name) == "B":
-                    parameter.zero_()
-
-    def _put_residual(self, residual: Adapter) -> None:
-        if self._residual is residual or (not self._residual and not residual):
-            self._residual = residual
+    def _merge(self, view: AdapterView) -> None:
+        if self._merged is not None and self._merged.same_as(view):
             return
-        folded: dict[str, tuple[Tensor, Tensor]] = {}
-        for module, b, a in pairs(residual):
-            layer = self._layers.get(module)
-            if layer is None or (b.shape[0], a.shape[1]) != layer.base_weight_shape:
-                raise AdapterMismatchError(f"{module}: residual does not fit the base")
-            folded[module] = (_on(b, self.device), _on(a, self.device))
-        for module, layer in self._layers.items():
-            layer.set_residual(folded.get(module))
-        self._residual = residual
+        terms = self._terms(view)
+        self._merged = None  # a failure below must not leave half of a view behind
+        # Scoring runs in inference mode, whose tensors training could not use afterwards.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for shape in self.layout.layers:
+                layer = self._layers[shape.module]
+                mine = terms.get(shape.module)
+                if mine is None:
+                    layer.in_use = None
+                    continue
+                weight = layer.frozen.weight.float()
+                for b, a, scale in mine:
+                    weight = torch.addmm(
+                        weight, _on(b, self.device), _on(a, self.device), alpha=scale
+                    )
+                layer.in_use = weight.to(layer.frozen.weight.dtype)
+        self._merged = view
+
+    def _terms(self, view: AdapterView) -> dict[str, list[tuple[Array, Array, float]]]:
+        """Return (B, A, scale) of every product that the view adds, by module."""
+        sources: list[tuple[Adapter, Mapping[Tower, float]]] = []
+        scaling: dict[Tower, float] = dict.fromkeys(TOWERS, self.layout.scaling)
+        if view.shared is not None:
+            if view.shared.factors:
+                check_compatible(self.layout, view.shared.factors, self.layout.names())
+            # The residual first and from the frozen weight anew, so that a site that joins
+            # late gets the same bits as one that was there from the start.
+            sources += [(view.shared.residual, scaling), (view.shared.factors, scaling)]
+        if view.personal is not None:
+            mixed = {t: self.layout.scaling * view.alpha.get(t, 0.0) for t in TOWERS}
+            sources.append((view.personal, mixed))
+        shapes = {shape.module: shape for shape in self.layout.layers}
+        terms: dict[str, list[tuple[Array, Array, float]]] = {}
+        for adapter, scales in sources:
+            for module, b, a in pairs(adapter):
+                shape = shapes.get(module)
+                if shape is None or (b.shape[0], a.shape[1]) != (shape.outputs, shape.inputs):
+                    raise AdapterMismatchError(f"{module}: an adapter does not fit the base")
+                if scales[shape.tower]:
+                    terms.setdefault(module, []).append((b, a, scales[shape.tower]))
+        return terms
 
 
 def _on(array: Array, device: torch.device) -> Tensor:
     return torch.tensor(array).to(device)
 
 
-def _precision(config: ModelConfig, device: torch.device) -> torch.dtype | None:
-    """Autocast type: bfloat16 if asked for, or by default on CUDA; none means float32."""
-    if config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda"):
-        return torch.bfloat16
-    return None
+def _normalised(features: Tensor, order: Tensor | None) -> Tensor:
+    """Return unit rows in float32, in the order in which they were asked for."""
+    unit = nn.functional.normalize(features.float(), dim=-1)
+    if order is None:
+        return unit
+    return unit[torch.argsort(order).to(unit.device)]
 
 
 def _picture_size(vision_config: Any) -> tuple[int, int]:  # noqa: ANN401 - transformers' config

@@ -1,278 +1,281 @@
-"""LoRA on the linear layers of a dual encoder, injected through PEFT.
+"""LoRA for a whole cohort: many low-rank adapters side by side on one frozen linear layer.
 
-Hu et al., 2021, https://arxiv.org/abs/2106.09685. Every adapted layer carries two adapters of
-PEFT, ``shared`` and ``personal``. PEFT's own forward multiplies W0, A and B one after the
-other; at the widths of a small encoder that costs more in passes over the activations than in
-arithmetic. ``MergedLinear`` computes ``x (W0 + s R + s B A + alpha s B_P A_P)^T`` with one
-product, and the factors' gradients from the low-rank products alone, so that neither the
-forward nor the backward pass is ever wider than the frozen layer's.
+Hu et al., 2021, https://arxiv.org/abs/2106.09685, for K sites at once:
+``y_i = x_i W^T + b + s_k (x_i A_k^T) B_k^T`` for every row i that belongs to site k. The frozen
+product is one large matrix product for all sites; the low-rank ones are batched over sites.
+The backward pass keeps no more than the layer's input and the (rows, r) projections, and
+computes no gradient of what is frozen.
+
+How many rows belong to which adapter is the same for all layers of an encoder: ``Rows``.
 """
 
-import difflib
 import math
-import re
-import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shared.adapter import AdapterLayout, LayerShape, Tower
+from shared.adapter import AdapterLayout, LayerShape
 from shared.config import LoraConfig
 from shared.errors import ConfigError
+from shared.model.targets import find_targets, tower_of_module
 
-Which = Literal["shared", "personal"]
-
-# Module paths of the CLIP family in transformers: CLIP, MetaCLIP 2, SigLIP and the image towers
-# of all of them first, then the BERT-like text towers of AltCLIP and Chinese-CLIP.
-GROUPS: dict[str, str] = {
-    "attention": r"self_attn\.(q_proj|k_proj|v_proj|out_proj)"
-    r"|attention\.self\.(query|key|value)|attention\.output\.dense",
-    "mlp": r"layers\.\d+\.mlp\.(fc1|fc2)|layer\.\d+\.(intermediate|output)\.dense",
-    "projection": r"visual_projection|text_projection",
-}
-_LAYER_NUMBER = re.compile(r"\.layers?\.(\d+)\.")
+Index = slice | Tensor
 
 
-class _LowRankProduct(torch.autograd.Function):
-    """``x W^T + b`` for a merged W, with gradients for x and the two factors only."""
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring samples of adapters that have equally many each.
+
+    Attributes:
+        adapters: Which of the stack, in the order of the samples.
+        count: How many adapters.
+        start: First sample.
+        each: Samples per adapter.
+    """
+
+    adapters: Index
+    count: int
+    start: int
+    each: int
+
+
+class Rows:
+    """Which samples of the batch at hand belong to which adapter of the stack.
+
+    All adapted layers of an encoder hold the same object; the encoder sets it per batch.
+    """
+
+    def __init__(self) -> None:
+        self.runs: tuple[Run, ...] = ()
+
+    def arrange(self, counts: Sequence[int]) -> Tensor | None:
+        """Group samples that come in the order of their adapters.
+
+        Args:
+            counts: Samples per adapter of the stack; 0 for adapters that take no part.
+
+        Returns:
+            The order in which the samples must be given to the layers; ``None`` if it is the
+            one they have. Adapters with equally many samples then lie together, so that every
+            layer needs one batched product per distinct count and no padding.
+        """
+        present = [number for number, count in enumerate(counts) if count]
+        sorted_ = sorted(present, key=lambda number: -counts[number])
+        runs: list[Run] = []
+        start = first = 0
+        while first < len(sorted_):
+            each = counts[sorted_[first]]
+            last = first
+            while last < len(sorted_) and counts[sorted_[last]] == each:
+                last += 1
+            chosen = sorted_[first:last]
+            runs.append(Run(_as_slice(chosen), len(chosen), start, each))
+            start += each * len(chosen)
+            first = last
+        self.runs = tuple(runs)
+        if sorted_ == present:
+            return None
+        begins = [0]
+        for count in counts:
+            begins.append(begins[-1] + count)
+        return torch.cat([torch.arange(begins[n], begins[n + 1]) for n in sorted_])
+
+
+def _as_slice(numbers: Sequence[int]) -> Index:
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return torch.tensor(numbers)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The factors of one layer for every adapter of a stack.
+
+    Attributes:
+        a: (K, r, n) float32.
+        b: (K, m, r) float32.
+        scale: s, times the mixing weight if there is one: a number, or (K, 1, 1).
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float | Tensor
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer that carries adapters; its weight is never written to.
+
+    Attributes:
+        frozen: The base's layer.
+        in_use: (m, n) weight of the common part of the function: the frozen one, or with
+            adapters merged in that all rows have in common.
+        low_rank: What every adapter of the stack adds; ``None`` if there is no stack.
+        rows: Shared by all adapted layers.
+    """
+
+    def __init__(self, frozen: nn.Linear, rows: Rows) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.rows = rows
+        self.in_use: Tensor | None = None
+        self.low_rank: LowRank | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(m, n) weight of the common part."""
+        return self.frozen.weight if self.in_use is None else self.in_use
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(m,) bias."""
+        return cast("Tensor | None", self.frozen.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the adapted layer's output, shape (..., m) for an input (..., n)."""
+        return project(x, [self], self.weight, self.bias)
+
+
+def project(x: Tensor, layers: Sequence[nn.Module], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply layers that read the same input as one product, shape (..., sum of their m).
+
+    Args:
+        x: (samples, ..., n).
+        layers: Linear layers, adapted or not, in the order of their rows in ``weight``.
+        weight: Their weights, one above the other.
+        bias: Their biases, or ``None``.
+    """
+    columns, parts, factors = 0, [], []
+    runs: tuple[Run, ...] = ()
+    for layer in layers:
+        outputs = len(cast("Tensor", layer.weight))
+        if isinstance(layer, AdaptedLinear) and layer.low_rank is not None:
+            parts.append(_Part(layer.low_rank.scale, columns, columns + outputs))
+            factors += [layer.low_rank.a, layer.low_rank.b]
+            runs = layer.rows.runs
+        columns += outputs
+    if not parts:
+        return nn.functional.linear(x, weight, bias)
+    product = _CohortProduct.apply(x, weight, bias, runs, tuple(parts), *factors)  # type: ignore[no-untyped-call]
+    return cast("Tensor", product)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which columns of a product a low-rank term is added to, and how much of it."""
+
+    scale: float | Tensor
+    start: int
+    stop: int
+
+
+class _CohortProduct(torch.autograd.Function):
+    """``x W^T + b`` plus the low-rank terms of every row's own adapter."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917 - torch passes them one by one
+    def forward(
         ctx: Any,  # noqa: ANN401 - torch's own context
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        factors: tuple[float, Tensor, Tensor],
-        a: Tensor,
-        b: Tensor,
+        runs: tuple[Run, ...],
+        parts: tuple[_Part, ...],
+        *factors: Tensor,
     ) -> Tensor:
-        scaling, low_a, low_b = factors
-        ctx.save_for_backward(x, weight, low_a, low_b)
-        ctx.scaling, ctx.types = scaling, (a.dtype, b.dtype)
-        return nn.functional.linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        per_sample = len(rows) // max(1, len(x))
+        output = nn.functional.linear(rows, weight, bias)
+        a = torch.cat(factors[0::2], dim=1).to(rows.dtype)  # (K, parts r, n)
+        b = [(f * p.scale).to(rows.dtype) for f, p in zip(factors[1::2], parts, strict=True)]
+        lows = []
+        for run in runs:
+            inside, own = _split(rows, run, per_sample), _split(output, run, per_sample)
+            low = torch.bmm(inside, a[run.adapters].mT)
+            for part, factor, mine in zip(parts, b, _ranks(low, parts, factors), strict=True):
+                own[:, :, part.start : part.stop].baddbmm_(mine, factor[run.adapters].mT)
+            lows.append(low)
+        ctx.save_for_backward(x, weight, a, *b, *lows)
+        ctx.runs, ctx.parts, ctx.ranks = runs, parts, [f.shape[1] for f in factors[0::2]]
+        ctx.types = [f.dtype for f in factors]
+        return output.view(*x.shape[:-1], output.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, weight, a, b = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        inputs = x.reshape(-1, x.shape[-1])
-        for_x = gradient @ weight if ctx.needs_input_grad[0] else None
-        for_a = for_b = None
-        if ctx.needs_input_grad[4]:
-            for_a = (ctx.scaling * ((rows @ b).T @ inputs)).to(ctx.types[0])
-        if ctx.needs_input_grad[5]:
-            for_b = (ctx.scaling * (rows.T @ (inputs @ a.T))).to(ctx.types[1])
-        return for_x, None, None, None, for_a, for_b
-
-
-class MergedLinear(PeftLinear):
-    """PEFT's LoRA layer, computed with one product; the frozen weight is never written to."""
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401 - peft's signature
-        super().__init__(*arguments, **keywords)
-        self.use_shared = False
-        self.personal_alpha = 0.0
-        self._residual: tuple[Tensor, Tensor] | None = None
-        self._foundation: Tensor | None = None
-        self._product: tuple[object, Tensor] | None = None
-
-    def factor(self, which: Which, factor: str) -> nn.Parameter:
-        """Return A, shape (r, n), or B, shape (m, r), of one of the two adapters."""
-        linear = (self.lora_A if factor == "A" else self.lora_B)[which]
-        return cast("nn.Parameter", linear.weight)
-
-    @property
-    def base_weight_shape(self) -> tuple[int, int]:
-        """(m outputs, n inputs) of the frozen weight."""
-        outputs, inputs = cast("Tensor", self.base_layer.weight).shape
-        return int(outputs), int(inputs)
-
-    def set_residual(self, residual: tuple[Tensor, Tensor] | None) -> None:
-        """Set the folded product (B, A) of this layer; ``None`` gives back the frozen weight.
-
-        It is always computed from the frozen weight anew, so that a site that joins late gets
-        the same bits as one that was there from the start.
-        """
-        self._residual, self._foundation, self._product = residual, None, None
-
-    def weight_in_use(self) -> Tensor:
-        """Return the weight in use, shape (m, n); computed once until a factor changes.
-
-        While a factor is trained it is computed every time: fused optimizers write to a
-        parameter without raising its version.
-        """
-        foundation = self._base()
-        active: list[tuple[Which, float]] = []
-        if self.use_shared:
-            active.append(("shared", self.scaling["shared"]))
-        if self.personal_alpha:
-            active.append(("personal", self.personal_alpha * self.scaling["personal"]))
-        if not active:
-            return foundation
-        factors = [(w, s, self.factor(w, "A"), self.factor(w, "B")) for w, s in active]
-        key = tuple((w, s, a._version, b._version) for w, s, a, b in factors)
-        if self._trained() is not None:
-            self._product = None
-        if self._product is None or self._product[0] != key:
-            # Scoring runs in inference mode, whose tensors training could not use afterwards.
-            with torch.inference_mode(mode=False), torch.no_grad():
-                weight = foundation
-                for _, scale, a, b in factors:
-                    weight = torch.addmm(weight, b, a, alpha=scale)
-            if self._trained() is not None:
-                return weight
-            self._product = (key, weight)
-        return self._product[1]
-
-    def _base(self) -> Tensor:
-        pristine = cast("Tensor", self.base_layer.weight)
-        if self._residual is None or not self.use_shared:
-            return pristine
-        if self._foundation is None:
-            b, a = self._residual
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self._foundation = torch.addmm(pristine, b, a, alpha=self.scaling["shared"])
-        return self._foundation
-
-    def _trained(self) -> Which | None:
-        for which in ("shared", "personal"):
-            if any(self.factor(which, factor).requires_grad for factor in "AB"):
-                return which
-        return None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the adapted layer's output, shape (..., m) for an input (..., n)."""
-        weight, bias = self.weight_in_use(), cast("Tensor | None", self.base_layer.bias)
-        trained = self._trained() if torch.is_grad_enabled() else None
-        if trained is None:
-            return nn.functional.linear(x, weight, bias)
-        alpha = 1.0 if trained == "shared" else self.personal_alpha
-        a, b = self.factor(trained, "A"), self.factor(trained, "B")
-        low_a, low_b = a.detach(), b.detach()
-        if torch.is_autocast_enabled(x.device.type):
-            kind = torch.get_autocast_dtype(x.device.type)
-            x, weight, low_a, low_b = x.to(kind), weight.to(kind), low_a.to(kind), low_b.to(kind)
-            bias = bias.to(kind) if bias is not None else None
-        scaled = (alpha * self.scaling[trained], low_a, low_b)
-        product = _LowRankProduct.apply(x, weight, bias, scaled, a, b)  # type: ignore[no-untyped-call]
-        return cast("Tensor", product)
-
-
-def tower_of_module(path: str) -> Tower:
-    """Return the tower that a module path of a CLIP-family model belongs to."""
-    return "text" if path.startswith(("text_model.", "text_projection")) else "image"
-
-
-def find_targets(model: nn.Module, targets: Sequence[str], layers: str) -> list[str]:
-    """Return the paths of the linear layers to adapt, image tower first, in layer order.
-
-    Attention-pooling heads (SigLIP) stay frozen. ``top:N`` leaves all but the last N layers of
-    each tower alone; projections stay in.
-
-    Args:
-        model: The base.
-        targets: Groups of ``GROUPS`` or module names, such as ``q_proj``.
-        layers: ``all`` or ``top:N``.
-
-    Raises:
-        ConfigError: A target that is not in the base, with the nearest that is.
-    """
-    linear = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".head" not in f".{path}"
-    ]
-    chosen: set[str] = set()
-    for target in targets:
-        found = _matching(linear, target)
-        # SigLIP has no projection, which is not a mistake in a job that serves any base.
-        if not found and target != "projection":
-            names = sorted({*GROUPS, *(path.rsplit(".", 1)[-1] for path in linear)})
-            near = difflib.get_close_matches(target, names, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"lora.targets: {target!r} is not a linear layer of this base; "
-                f"did you mean {near[0]!r}?"
+        x, weight, a, *rest = ctx.saved_tensors
+        parts, runs = ctx.parts, ctx.runs
+        b, lows = rest[: len(parts)], rest[len(parts) :]
+        outer = gradient.reshape(-1, gradient.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        per_sample = len(rows) // max(1, len(x))
+        for_x = outer @ weight if ctx.needs_input_grad[0] else None
+        for_a = torch.zeros_like(a)
+        for_b = [torch.zeros_like(factor) for factor in b]
+        wanted = ctx.needs_input_grad[5:]
+        for run, low in zip(runs, lows, strict=True):
+            outside = _split(outer, run, per_sample)
+            inner = torch.empty_like(low)
+            at = 0
+            for number, (part, rank) in enumerate(zip(parts, ctx.ranks, strict=True)):
+                mine = outside[:, :, part.start : part.stop]
+                inner[:, :, at : at + rank] = torch.bmm(mine, b[number][run.adapters])
+                if wanted[2 * number + 1]:
+                    for_b[number][run.adapters] = torch.bmm(mine.mT, low[:, :, at : at + rank])
+                at += rank
+            if any(wanted[0::2]):
+                for_a[run.adapters] = torch.bmm(inner.mT, _split(rows, run, per_sample))
+            if for_x is not None:
+                _split(for_x, run, per_sample).baddbmm_(inner, a[run.adapters])
+        grads: list[Tensor | None] = []
+        for number, mine in enumerate(for_a.split(ctx.ranks, dim=1)):
+            grads.append(mine.to(ctx.types[2 * number]) if wanted[2 * number] else None)
+            other = 2 * number + 1
+            grads.append(
+                for_b[number].to(ctx.types[other]) * parts[number].scale if wanted[other] else None
             )
-        chosen.update(found)
-    kept = _top_layers(linear, chosen, layers)
-    if not kept:
-        raise ConfigError(f"lora.targets = {list(targets)}: no layer of this base is adapted")
-    return sorted(kept, key=_natural)
+        return (for_x.view_as(x) if for_x is not None else None, None, None, None, None, *grads)
 
 
-def _matching(paths: Sequence[str], target: str) -> list[str]:
-    pattern = GROUPS.get(target)
-    if pattern is not None:
-        return [path for path in paths if re.search(rf"(^|\.)({pattern})$", path)]
-    return [path for path in paths if path == target or path.endswith(f".{target}")]
+def _split(rows: Tensor, run: Run, per_sample: int) -> Tensor:
+    """Return the rows of a run as a view, (adapters, rows of each, width)."""
+    first = run.start * per_sample
+    last = first + run.count * run.each * per_sample
+    return rows[first:last].view(run.count, run.each * per_sample, rows.shape[-1])
 
 
-def _top_layers(paths: Sequence[str], chosen: set[str], layers: str) -> set[str]:
-    if layers == "all":
-        return chosen
-    match = re.fullmatch(r"top:([1-9]\d*)", layers)
-    if match is None:
-        raise ConfigError(f"lora.layers = {layers!r}: expected 'all' or 'top:N', such as 'top:2'")
-    depth: dict[Tower, int] = {"image": 0, "text": 0}
-    for path in paths:
-        number = _LAYER_NUMBER.search(path)
-        if number:
-            tower = tower_of_module(path)
-            depth[tower] = max(depth[tower], int(number[1]) + 1)
-    least = {tower: count - int(match[1]) for tower, count in depth.items()}
-    return {
-        path
-        for path in chosen
-        if (number := _LAYER_NUMBER.search(path)) is None
-        or int(number[1]) >= least[tower_of_module(path)]
-    }
-
-
-def _natural(path: str) -> tuple[bool, bool, list[tuple[int, str]]]:
-    """Sort key: image before text, projections last, layer 10 after layer 9."""
-    parts = [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
-    return tower_of_module(path) == "text", "projection" in path, parts
+def _ranks(low: Tensor, parts: Sequence[_Part], factors: Sequence[Tensor]) -> list[Tensor]:
+    return list(low.split([factor.shape[1] for factor in factors[0 : 2 * len(parts) : 2]], dim=2))
 
 
 def inject(
-    model: nn.Module, config: LoraConfig, personal_rank: int
-) -> tuple[AdapterLayout, dict[str, MergedLinear]]:
-    """Put both adapters on the base's layers, in place; nothing is trainable afterwards.
+    model: nn.Module, config: LoraConfig, rows: Rows
+) -> tuple[AdapterLayout, dict[str, AdaptedLinear]]:
+    """Put adapted layers in the place of the base's linear layers; nothing is trainable then.
 
-    The personal adapter has the shared one's scaling s, whatever its rank.
+    Args:
+        model: The base, changed in place.
+        config: Targets, layers, rank and scaling.
+        rows: Which all adapted layers are to share.
 
     Returns:
         The layout, and the adapted layers by module path in the layout's order.
+
+    Raises:
+        ConfigError: A target that is not in the base, or a scaling that is not finite.
     """
-    targets = find_targets(model, config.targets, config.layers)
-    adapters: tuple[tuple[Which, int], ...] = (("shared", config.rank), ("personal", personal_rank))
-    for which, rank in adapters:
-        peft = PeftConfig(
-            r=rank,
-            lora_alpha=config.scaling * rank,  # type: ignore[arg-type]  # any number will do
-            target_modules=list(targets),
-            init_lora_weights=True,
-        )
-        peft._register_custom_module({nn.Linear: MergedLinear})
-        # PEFT draws its start from torch's generator; what is drawn is replaced before use,
-        # and nobody else's random numbers may move because of it.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            inject_adapter_in_model(peft, model, which)
-    model.requires_grad_(requires_grad=False)
-    by_path = {p: m for p, m in model.named_modules() if isinstance(m, MergedLinear)}
-    adapted = {path: by_path[path] for path in targets}
-    shapes = tuple(
-        LayerShape(path, tower_of_module(path), *layer.base_weight_shape)
-        for path, layer in adapted.items()
-    )
     if not math.isfinite(config.scaling):
         raise ConfigError(f"lora.alpha = {config.alpha}: expected a finite number")
+    model.requires_grad_(requires_grad=False)
+    adapted: dict[str, AdaptedLinear] = {}
+    for path in find_targets(model, config.targets, config.layers):
+        parent, _, name = path.rpartition(".")
+        adapted[path] = AdaptedLinear(cast("nn.Linear", model.get_submodule(path)), rows)
+        setattr(model.get_submodule(parent), name, adapted[path])
+    shapes = tuple(
+        LayerShape(path, tower_of_module(path), *layer.frozen.weight.shape)
+        for path, layer in adapted.items()
+    )
     return AdapterLayout(shapes, config.rank, config.scaling), adapted

@@ -19,3 +19,11 @@ class AdapterView:
     shared: SharedAdapter | None = None
     personal: Adapter | None = None
     alpha: Mapping[Tower, float] = field(default_factory=dict)
+
+    def same_as(self, other: "AdapterView") -> bool:
+        """Whether two views are the same function; adapters are told apart by identity."""
+        return self.shared is other.shared and self._mixed() == other._mixed()
+
+    def _mixed(self) -> object:
+        alpha = {tower: value for tower, value in self.alpha.items() if value}
+        return (id(self.personal), alpha) if self.personal and alpha else None

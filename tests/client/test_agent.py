@@ -1,14 +1,17 @@
 """What a site does with one request; a real encoder, real training, tiny records."""
 
+import dataclasses
 import logging
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import client.agent
-from client.agent import SiteAgent, towers_in_use
+import client.work
+from client.agent import SiteAgent, answer_together, towers_in_use
 from client.audit import verify
 from client.data.sources import SiteSource
 from client.policy import SitePolicy, simulation_policy
@@ -38,7 +41,7 @@ def job(small_job):
 
 @pytest.fixture(scope="module")
 def encoder(job):
-    return DualEncoder.load(job.model, job.lora, job.personalize.rank)
+    return DualEncoder.load(job.model, job.lora)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def kinds():
 
 @pytest.fixture
 def agent_of(tmp_path, encoder, site_of, monkeypatch, kinds):
-    def load_site(source, _to_pixels):
+    def load_site(source, *_):
         return site_of(source.name, kinds.get(source.name, "paired"))
 
     monkeypatch.setattr(client.agent, "load_site", load_site)
@@ -131,7 +134,7 @@ def test_the_same_request_gets_the_same_answer_without_a_second_training(
 ):
     agent = agent_of()
     first = agent.handle(ask())
-    monkeypatch.setattr(client.agent, "train_shared", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(client.work, "train_shared", lambda *_: pytest.fail("trained twice"))
     assert agent.handle(ask()) == first
     assert agent_of().handle(ask()) == first  # a new process of the same site
 
@@ -376,3 +379,149 @@ def test_towers_in_use_follow_alpha_and_what_was_trained():
         "text": "shared",
     }
     assert towers_in_use(("text",), {}) == {"image": "not trained", "text": "shared"}
+
+
+# Sites of one process
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the sites of every cohort that was trained."""
+    cohorts = []
+    train = client.work.train_shared
+
+    def watch(encoder, tasks, job):
+        cohorts.append([task.data.name for task in tasks])
+        return train(encoder, tasks, job)
+
+    monkeypatch.setattr(client.work, "train_shared", watch)
+    return cohorts
+
+
+NAMES = ("north", "south", "west")
+
+
+@pytest.fixture
+def cohort(agent_of, kinds):
+    """Three sites: paired, images, texts."""
+    kinds.update(zip(NAMES, ("paired", "image", "text"), strict=True))
+    return {name: agent_of(name) for name in NAMES}
+
+
+def numbers_of(body):
+    reply, tensors = decode_reply(body)
+    assert reply.status == "ok", reply
+    return reply, {name: array.view(np.int32) for name, array in tensors.items()}
+
+
+def test_sites_that_train_together_answer_what_each_answers_alone(cohort, ask, trained):
+    together = answer_together([(agent, ask(site=name)) for name, agent in cohort.items()])
+    assert trained == [list(NAMES)]
+    for (name, agent), body in zip(cohort.items(), together, strict=True):
+        reply, found = numbers_of(body)
+        own, alone = numbers_of(agent.handle(ask(site=name, attempt=2)))
+        assert (reply.site, reply.weights, reply.holds) == (name, own.weights, own.holds)
+        assert reply.summary.steps == own.summary.steps
+        assert reply.summary.loss == pytest.approx(own.summary.loss, rel=1e-5)
+        assert reply.summary.validation_loss == own.summary.validation_loss
+        assert found.keys() == alone.keys()
+        unit = 3 * 2**16  # of the largest weight: 1.0 in fixed point
+        assert max(np.abs(array).max() for array in alone.values()) > 1e-3 * unit
+        assert max(np.abs(found[name] - alone[name]).max() for name in found) <= 1e-5 * unit + 1
+
+
+def test_kept_answers_are_used_only_if_all_of_a_cohort_were_kept(cohort, ask, trained):
+    asked = [(agent, ask(site=name)) for name, agent in cohort.items()]
+    lone = cohort["north"].handle(asked[0][1])
+    first = answer_together(asked)
+    assert trained == [["north"], list(NAMES)]
+    assert first[0] != lone  # the cohort's, so that a repeated cohort gives its bits
+    assert answer_together(asked) == first
+    assert answer_together(asked[1:]) == first[1:]
+    assert len(trained) == 2
+
+
+def test_a_repeated_cohort_gives_the_same_numbers_bit_for_bit(cohort, ask, trained):
+    first, second = (
+        answer_together([(agent, ask(site=n, attempt=k)) for n, agent in cohort.items()])
+        for k in (1, 2)
+    )
+    assert trained == [list(NAMES)] * 2
+    for one, two in zip(first, second, strict=True):
+        found, again = numbers_of(one)[1], numbers_of(two)[1]
+        assert {n: a.tobytes() for n, a in found.items()} == {
+            n: a.tobytes() for n, a in again.items()
+        }
+
+
+def test_personal_fits_of_a_cohort_are_those_of_each_site(cohort, ask, start, tmp_path):
+    def kept():
+        paths = {n: tmp_path / n / "personal" / f"{start.sha256()}.safetensors" for n in NAMES}
+        return {name: load_file(path) for name, path in paths.items()}
+
+    answers = answer_together([(a, ask("personalize", site=n)) for n, a in cohort.items()])
+    assert [decode_reply(body)[0].status for body in answers] == ["ok"] * 3
+    together = kept()
+    for name, agent in cohort.items():
+        agent.handle(ask("personalize", site=name, attempt=2))
+    for name, alone in kept().items():
+        assert together[name].keys() == alone.keys()
+        assert any(np.abs(array).max() > 1e-3 for array in alone.values())
+        for factor, array in alone.items():
+            np.testing.assert_allclose(together[name][factor], array, atol=1e-5)
+
+
+def test_what_cannot_be_answered_together_keeps_its_place(cohort, ask, trained, start):
+    other = SharedAdapter({n: a * 1.5 for n, a in start.factors.items()})
+    asked = [
+        (cohort["north"], b"garbage"),
+        (cohort["south"], ask("describe")),
+        (cohort["west"], ask(site="west", shared=other)),
+    ]
+    replies = [decode_reply(body)[0] for body in answer_together(asked)]
+    assert [(r.site, r.status, r.kind) for r in replies] == [
+        ("north", "refused", "describe"), ("south", "ok", "describe"), ("west", "ok", "train"),
+    ]  # fmt: skip
+    assert trained == [["west"]]
+
+
+def test_a_site_that_diverges_is_refused_and_the_others_answer(
+    cohort, ask, start, monkeypatch, caplog
+):
+    asked = [(agent, ask(site=name)) for name, agent in cohort.items()]
+    expected = answer_together(asked)
+    train = client.work.train_shared
+
+    def diverging(encoder, tasks, job):
+        factors = {n: np.full_like(a, np.inf) for n, a in tasks[1].start.factors.items()}
+        bad = dataclasses.replace(tasks[1], start=SharedAdapter(factors, tasks[1].start.residual))
+        return train(encoder, [tasks[0], bad, tasks[2]], job)
+
+    monkeypatch.setattr(client.work, "train_shared", diverging)
+    again = [(agent, ask(site=name, attempt=2)) for name, agent in cohort.items()]
+    north, south, west = answer_together(again)
+    reply, tensors = decode_reply(south)
+    assert (reply.status, reply.reason, tensors) == ("refused", "loss-not-finite", {})
+    assert "request refused: loss-not-finite" in caplog.text
+    for body, wanted in ((north, expected[0]), (west, expected[2])):
+        found, well = numbers_of(body)[1], numbers_of(wanted)[1]
+        assert max(np.abs(found[name] - well[name]).max() for name in well) <= 1
+
+
+def test_an_error_at_one_site_does_not_keep_the_others_from_training(
+    cohort, ask, monkeypatch, caplog
+):
+    train = client.work.train_shared
+
+    def failing(encoder, tasks, job):
+        if any(task.data.name == "south" for task in tasks):
+            raise ValueError("Jane has pneumonia")
+        return train(encoder, tasks, job)
+
+    monkeypatch.setattr(client.work, "train_shared", failing)
+    answers = answer_together([(agent, ask(site=name)) for name, agent in cohort.items()])
+    replies = [decode_reply(body)[0] for body in answers]
+    assert [(r.status, r.reason) for r in replies] == [
+        ("ok", None), ("refused", "internal"), ("ok", None),
+    ]  # fmt: skip
+    assert "Jane" not in caplog.text

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from client.personalization import PERSONALIZATIONS, choose_by_standard_error, personalize
+from client.data.records import SiteData
+from client.personalization import (
+    PERSONALIZATIONS,
+    Personalized,
+    PersonalTask,
+    choose_by_standard_error,
+    personalize,
+)
 from client.training import fresh_adapter, validation_loss
 from shared.adapter import SharedAdapter, adapter_sha256
 from shared.config import JobConfig
@@ -16,7 +23,7 @@ NOTHING, BOTH = (0.0, 0.0), (1.0, 1.0)
 
 @pytest.fixture(scope="module")
 def encoder(small_job: JobConfig) -> DualEncoder:
-    return DualEncoder.load(small_job.model, small_job.lora, small_job.personalize.rank)
+    return DualEncoder.load(small_job.model, small_job.lora)
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +35,20 @@ def duet_job(job: JobConfig, **values: object) -> JobConfig:
     return job.model_copy(update={"personalize": job.personalize.model_copy(update=values)})
 
 
+def fitted(
+    encoder: DualEncoder, data: SiteData, shared: SharedAdapter, job: JobConfig, seed: int
+) -> Personalized:
+    (found,) = personalize(encoder, [PersonalTask(data, shared, seed)], job)
+    assert isinstance(found, Personalized)
+    return found
+
+
 @pytest.mark.parametrize("kind", ["paired", "image", "text", "unpaired"])
 def test_every_kind_of_site_gets_its_own_adapter(encoder, site_of, shared, small_job, kind) -> None:
     data = site_of(kind=kind)
     job = duet_job(small_job, steps=25)
     before = shared.sha256()
-    found = personalize(encoder, data, shared, job, seed=3)
+    found = fitted(encoder, data, shared, job, seed=3)
     assert shared.sha256() == before
     assert {encoder.layout.tower_of(name) for name in found.adapter} == set(data.towers)
     assert set(found.alpha) == set(data.towers)
@@ -47,10 +62,10 @@ def test_every_kind_of_site_gets_its_own_adapter(encoder, site_of, shared, small
 
 
 def test_the_same_seed_gives_the_same_bits(encoder, site_of, shared, small_job) -> None:
-    first, second = (personalize(encoder, site_of(), shared, small_job, seed=3) for _ in range(2))
+    first, second = (fitted(encoder, site_of(), shared, small_job, seed=3) for _ in range(2))
     assert adapter_sha256(first.adapter) == adapter_sha256(second.adapter)
     assert first.alpha == second.alpha
-    other = personalize(encoder, site_of(), shared, small_job, seed=4)
+    other = fitted(encoder, site_of(), shared, small_job, seed=4)
     assert adapter_sha256(first.adapter) != adapter_sha256(other.adapter)
 
 
@@ -62,7 +77,7 @@ def test_a_personal_adapter_that_loses_is_not_used(encoder, site_of, shared, sma
     val = data.splits["val"]
     flipped = dataclasses.replace(val, labels=1 - val.labels)
     data = dataclasses.replace(data, splits={**data.splits, "val": flipped})
-    found = personalize(encoder, data, shared, duet_job(small_job, steps=25), seed=3)
+    found = fitted(encoder, data, shared, duet_job(small_job, steps=25), seed=3)
     assert found.alpha == {"image": 0.0}
     assert found.validation["personal"] > found.validation["shared"] == found.validation["chosen"]
 
@@ -75,7 +90,7 @@ def test_distillation_keeps_the_personal_model_near_the_shared_one(
 
     def distance(distill: float) -> float:
         job = duet_job(small_job, distill=distill, steps=12)
-        found = personalize(encoder, data, shared, job, seed=3)
+        found = fitted(encoder, data, shared, job, seed=3)
         features = []
         for alpha in (0.0, 1.0):
             encoder.use(AdapterView(shared, found.adapter, {"image": alpha}))
@@ -89,9 +104,9 @@ def test_distillation_keeps_the_personal_model_near_the_shared_one(
 def test_a_fine_grid_only_with_enough_pairs(encoder, site_of, shared, small_job) -> None:
     data = site_of(counts=(48, 24, 8))
     job = duet_job(small_job, steps=12, grid_from=24)
-    found = personalize(encoder, data, shared, job, seed=3)
+    found = fitted(encoder, data, shared, job, seed=3)
     assert set(found.alpha.values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
-    coarse = personalize(encoder, data, shared, duet_job(job, grid_from=25), seed=3)
+    coarse = fitted(encoder, data, shared, duet_job(job, grid_from=25), seed=3)
     assert set(coarse.alpha.values()) <= {0.0, 1.0}
     assert found.validation["chosen"] <= coarse.validation["chosen"]
 
@@ -99,13 +114,13 @@ def test_a_fine_grid_only_with_enough_pairs(encoder, site_of, shared, small_job)
 def test_without_validation_records_the_shared_model_is_used(
     encoder, site_of, shared, small_job
 ) -> None:
-    found = personalize(encoder, site_of(counts=(48, 0, 8)), shared, small_job, seed=3)
+    found = fitted(encoder, site_of(counts=(48, 0, 8)), shared, small_job, seed=3)
     assert found.alpha == {"image": 0.0, "text": 0.0}
     assert found.validation == {}
 
 
 def test_none_is_the_shared_model(encoder, site_of, shared, small_job) -> None:
-    found = personalize(encoder, site_of(), shared, duet_job(small_job, method="none"), seed=3)
+    found = fitted(encoder, site_of(), shared, duet_job(small_job, method="none"), seed=3)
     assert found.adapter == {}
     assert found.alpha == {"image": 0.0, "text": 0.0}
     assert set(PERSONALIZATIONS) == {"duet", "none"}

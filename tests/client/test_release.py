@@ -1,10 +1,13 @@
 """The only door out: what it lets through, in which form, and the line it leaves behind."""
 
 import ast
+import errno
 import hashlib
 import json
+import os
 import re
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.audit import AuditLog, verify
+from client.audit import AuditLog, on_disk_together, verify
 from client.disclosure import disclosed, disclosed_count, rounded
 from client.policy import SitePolicy, simulation_policy
 from client.release import (
@@ -300,6 +303,81 @@ def test_a_body_whose_line_cannot_be_written_does_not_leave(tmp_path):
     (tmp_path / "audit.jsonl").mkdir()
     with pytest.raises(StorageError):
         release_done(answer(), audit)
+
+
+@pytest.fixture
+def syncs(monkeypatch):
+    """Names of the files that were waited for, in order."""
+    paths, fsync = [], os.fsync
+
+    def watched(descriptor):
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink().parent.name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return paths
+
+
+def test_a_line_is_on_the_disk_before_its_body_is_handed_over(tmp_path, syncs):
+    release_done(answer(), AuditLog(tmp_path / "north" / "audit.jsonl"))
+    assert syncs == ["north"]
+
+
+def test_lines_of_many_sites_reach_the_disk_together(tmp_path, syncs):
+    audits = [AuditLog(tmp_path / f"site-{n}" / "audit.jsonl") for n in range(40)]
+    with on_disk_together():
+        for audit in audits * 2:
+            release_done(answer(), audit)
+        assert syncs == []
+    assert sorted(syncs) == sorted(f"site-{n}" for n in range(40))
+    assert {verify(audit.path) for audit in audits} == {2}
+    release_done(answer(), audits[0])
+    assert syncs[40:] == ["site-0"], "outside of the block every line is waited for"
+
+
+def test_the_outermost_block_waits(audit, syncs):
+    with on_disk_together():
+        with on_disk_together():
+            release_done(answer(), audit)
+        assert syncs == []
+    assert len(syncs) == 1
+
+
+def test_another_thread_waits_for_its_own_lines(audit, syncs):
+    with on_disk_together():
+        thread = threading.Thread(target=release_done, args=(answer(), audit))
+        thread.start()
+        thread.join()
+        assert len(syncs) == 1
+
+
+def test_no_body_leaves_if_the_disk_fails(tmp_path, monkeypatch):
+    def broken(_descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    audits = [AuditLog(tmp_path / name / "audit.jsonl") for name in ("a", "b")]
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(StorageError, match=r"audit\.jsonl: cannot be written"):
+        release_done(answer(), audits[0])
+
+    def together():
+        with on_disk_together():
+            for audit in audits:
+                release_done(answer(), audit)
+
+    with pytest.raises(StorageError, match="cannot be written"):
+        together()
+
+
+def test_lines_are_waited_for_even_if_the_block_fails(audit, syncs):
+    def together():
+        with on_disk_together():
+            release_done(answer(), audit)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        together()
+    assert len(syncs) == 1
 
 
 def test_the_chain_goes_on_after_a_restart(audit):

@@ -9,17 +9,15 @@ import torch
 
 from client.data.records import SiteData
 from client.training import (
-    Schedule,
     SiteTask,
     TrainedAdapter,
-    fit,
     fresh_adapter,
     train_local,
     train_shared,
     validation_loss,
 )
 from shared.adapter import SharedAdapter, factor_of
-from shared.config import JobConfig, TrainConfig
+from shared.config import JobConfig
 from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
@@ -27,7 +25,7 @@ from shared.model.view import AdapterView
 
 @pytest.fixture(scope="module")
 def encoder(small_job: JobConfig) -> DualEncoder:
-    return DualEncoder.load(small_job.model, small_job.lora, small_job.personalize.rank)
+    return DualEncoder.load(small_job.model, small_job.lora)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,10 @@ def train(
     encoder: DualEncoder, data: SiteData, start: SharedAdapter, job: JobConfig, **changes: object
 ) -> TrainedAdapter:
     task = {"data": data, "start": start, "factors": ("B",), "seed": 5, "round": 1, **changes}
-    return train_shared(encoder, [SiteTask(**task)], job)[0]
+    (result,) = train_shared(encoder, [SiteTask(**task)], job)
+    if isinstance(result, TrainingError):
+        raise result
+    return result
 
 
 def changed(job: JobConfig, **values: object) -> JobConfig:
@@ -64,7 +65,8 @@ def test_only_own_towers_and_the_phase_move(
 ) -> None:
     data = site_of(kind=kind)
     everything = dict(encoder.model.named_parameters())
-    frozen = {n: p.detach().clone() for n, p in everything.items() if "lora_" not in n}
+    frozen = {n: p.detach().clone() for n, p in everything.items()}
+    received = {n: a.copy() for n, a in start.factors.items()}
     result = train(encoder, data, start, small_job, factors=factors)
     assert set(result.factors) == {
         name
@@ -72,14 +74,11 @@ def test_only_own_towers_and_the_phase_move(
         if encoder.layout.tower_of(name) in data.towers
     }
     assert all(not np.array_equal(a, start.factors[n]) for n, a in result.factors.items())
-    inside = encoder.read_adapter("shared")
-    for name, array in start.factors.items():
-        if name not in result.factors:
-            assert np.array_equal(inside[name], array), name
+    assert all(np.array_equal(array, received[name]) for name, array in start.factors.items())
     for name, parameter in everything.items():
         assert not parameter.requires_grad
-        if name in frozen:
-            assert torch.equal(parameter, frozen[name]), name
+        assert parameter.grad is None
+        assert torch.equal(parameter, frozen[name]), name
     assert set(result.gradient_norms) == set(data.towers)
     assert all(norm > 0 for norm in result.gradient_norms.values())
     assert result.steps == 4
@@ -102,22 +101,9 @@ def test_the_same_seed_gives_the_same_bits(encoder, site_of, start, small_job) -
     torch.manual_seed(99)
     np.random.default_rng(99).random()
     assert same(first, train(encoder, site_of(), start, small_job))
-    fresh = DualEncoder.load(small_job.model, small_job.lora, small_job.personalize.rank)
+    fresh = DualEncoder.load(small_job.model, small_job.lora)
     assert same(first, train(fresh, site_of(), start, small_job))
     assert not same(first, train(encoder, site_of(), start, small_job, seed=6))
-
-
-def test_tasks_do_not_see_each_other_and_keep_their_order(
-    encoder, site_of, start, small_job
-) -> None:
-    sites = [site_of(name=kind, kind=kind) for kind in ("paired", "image", "text", "unpaired")]
-    tasks = [SiteTask(data, start, ("B",), 5 + n, 1) for n, data in enumerate(sites)]
-    alone = [train_shared(encoder, [task], small_job)[0] for task in tasks]
-    together = train_shared(encoder, tasks, small_job)
-    backwards = train_shared(encoder, tasks[::-1], small_job)[::-1]
-    for one, two, three in zip(alone, together, backwards, strict=True):
-        assert same(one, two)
-        assert same(one, three)
 
 
 def poisoned(data: SiteData, rng: np.random.Generator) -> SiteData:
@@ -241,73 +227,6 @@ def test_a_diverging_site_says_so_and_leaves_the_encoder_usable(
     assert same(train(encoder, site_of(), start, small_job), expected)
 
 
-class _Layout:
-    """As much of a layout as ``fit`` needs."""
-
-    def tower_of(self, name: str) -> str:
-        return name
-
-
-def one_number(config: TrainConfig, losses, steps=1, at=0.0) -> tuple[float, object]:
-    parameter = torch.nn.Parameter(torch.tensor([at]))
-    schedule = Schedule(config.learning_rate, warmup=0)
-    result = fit(
-        {"image": parameter}, range(steps), lambda _: losses(parameter), config, schedule, _Layout()
-    )
-    return float(parameter.detach()), result
-
-
-def test_gradients_are_clipped_and_norms_are_told_before_clipping() -> None:
-    seen = []
-
-    def losses(parameter):
-        yield (30.0 * parameter).sum()
-
-    class Watch(torch.optim.AdamW):
-        def step(self, closure=None):
-            seen.extend(
-                float(p.grad.norm()) for group in self.param_groups for p in group["params"]
-            )
-            return super().step(closure)
-
-    original, torch.optim.AdamW = torch.optim.AdamW, Watch
-    try:
-        _, result = one_number(TrainConfig(max_gradient_norm=0.5), losses)
-    finally:
-        torch.optim.AdamW = original
-    assert seen == [pytest.approx(0.5, rel=1e-4)]
-    assert result.gradient_norms == {"image": pytest.approx(30.0)}
-
-
-def test_partial_losses_add_up() -> None:
-    def losses(parameter):
-        yield (2.0 * parameter).sum()
-        yield (3.0 * parameter).sum() + 1.0
-
-    _, result = one_number(TrainConfig(), losses)
-    assert result.loss == pytest.approx(1.0)
-    assert result.gradient_norms["image"] == pytest.approx(5.0)
-
-
-def test_fedprox_pulls_back_to_the_start() -> None:
-    # Minimum of (x - 1)^2 / 2 + mu / 2 x^2 is 1 / (1 + mu).
-    def losses(parameter):
-        yield 0.5 * (parameter - 1.0).square().sum()
-
-    free, _ = one_number(TrainConfig(learning_rate=0.05), losses, steps=400)
-    held, _ = one_number(TrainConfig(learning_rate=0.05, proximal=3.0), losses, steps=400)
-    assert free == pytest.approx(1.0, abs=0.02)
-    assert held == pytest.approx(0.25, abs=0.02)
-
-
-def test_the_schedule_warms_up_every_round_and_falls_over_the_run() -> None:
-    second = Schedule(peak=1.0, warmup=1, total=8, before=4)
-    assert second.rate(0) == pytest.approx(0.5 * (0.05 + 0.95 * 0.5))  # half-way, half warm
-    assert second.rate(2) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(0.75 * math.pi)))
-    assert Schedule(peak=1.0, warmup=0, total=8, before=8).rate(0) == pytest.approx(0.05)
-    assert [Schedule(peak=2.0, warmup=3).rate(s) for s in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
-
-
 def test_fresh_adapters_have_orthonormal_rows(encoder) -> None:
     fresh = fresh_adapter(encoder.layout, 1).factors
     assert list(fresh) == encoder.layout.names()
@@ -324,7 +243,7 @@ def test_training_alone_takes_the_federations_steps_and_learns(
 ) -> None:
     data = site_of(kind=kind)
     job = changed(small_job, steps=10)
-    local = train_local(encoder, data, job, seed=2)
+    (local,) = train_local(encoder, [(data, 2)], job)
     assert set(local.factors) == set(encoder.layout.names())
     assert not local.residual
     untouched = [
@@ -333,5 +252,5 @@ def test_training_alone_takes_the_federations_steps_and_learns(
     assert all(not local.factors[name].any() for name in untouched)
     base = validation_loss(encoder, data, AdapterView(), job)
     assert validation_loss(encoder, data, AdapterView(local), job) < base
-    again = train_local(encoder, data, job, seed=2)
+    (again,) = train_local(encoder, [(data, 2)], job)
     assert local.sha256() == again.sha256()

@@ -106,7 +106,7 @@ def integration_job(small_job: JobConfig) -> JobConfig:
 def integration_encoder(integration_job: JobConfig) -> DualEncoder:
     """The small encoder, once for all tests of this folder."""
     job = integration_job
-    return DualEncoder.load(job.model, job.lora, job.personalize.rank)
+    return DualEncoder.load(job.model, job.lora)
 
 
 @pytest.fixture(scope="session")

@@ -105,20 +105,22 @@ def test_a_site_whose_loss_is_not_a_number_is_left_out_of_the_round_and_named(
     simulate, listed, job, tmp_path, monkeypatch
 ):
     def diverging(encoder, tasks, run):
-        (task,) = tasks
-        if (task.data.name, task.round) == ("a-paired", 1):
-            factors = dict(task.start.factors)
+        assert [task.data.name for task in tasks] == ["a-paired", "b-image", "c-text"]
+        first, *others = tasks
+        if first.round == 1:
+            factors = dict(first.start.factors)
             name = next(each for each in factors if ".lora_B" in each)
             factors[name] = np.full_like(factors[name], np.nan)
-            tasks = [replace(task, start=SharedAdapter(factors))]
-        return train_shared(encoder, tasks, run)
+            broken = SharedAdapter(factors, first.start.residual, first.start.folds)
+            first = replace(first, start=broken)
+        return train_shared(encoder, [first, *others], run)
 
-    monkeypatch.setattr("client.agent.train_shared", diverging)
+    monkeypatch.setattr("client.work.train_shared", diverging)
     ended = simulate(job)
     assert ended.code == 3, ended.err
     assert "Round 1: without a-paired (loss-not-finite)" in ended.out
     assert "were not admitted (a-paired: loss-not-finite)" in " ".join(ended.out.split())
-    assert "loss-not-finite at training.py" in (tmp_path / "faults-1" / "log.txt").read_text()
+    assert "request refused: loss-not-finite" in (tmp_path / "faults-1" / "log.txt").read_text()
     results = json.loads((tmp_path / "faults-1" / "results.json").read_text())
     cells = results["sites"]["a-paired"]["participation"]
     assert [(cell["state"], cell["reason"]) for cell in cells] == [

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import client.agent
-import client.training
+import client.work
 from shared.messages import decode_reply
 from shared.wire import body_of
 from simulations.grid import LocalGrid
@@ -50,8 +49,8 @@ def plant(folder):
 class Tapped(LocalGrid):
     """Keeps every body that crosses it."""
 
-    def __init__(self, channels, fail=None):
-        super().__init__(channels, fail)
+    def __init__(self, channels):
+        super().__init__(channels)
         self.up, self.down = [], []
 
     def push_messages(self, messages):
@@ -86,7 +85,7 @@ def ran(make_federation, tmp_path_factory):
     for site in (folder / "data").iterdir():
         plant(site)
     failures = iter(range(100))
-    train_shared = client.training.train_shared
+    train_shared = client.work.train_shared
 
     def sometimes(encoder, tasks, job):
         if next(failures) == 4:  # one site fails in the second round, quoting a report
@@ -111,7 +110,7 @@ def ran(make_federation, tmp_path_factory):
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            patch.setattr(client.agent, "train_shared", sometimes)
+            patch.setattr(client.work, "train_shared", sometimes)
             outcome = federation.run(folder / "run", grid_of)
     finally:
         root.removeHandler(handler)

@@ -6,10 +6,11 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from client.agent import answer_together
 from client.service import SocketChannel, serve
 from shared.layout_file import load_adapter
 from shared.wire import body_of
-from simulations.grid import LocalGrid, LostMessageError
+from simulations.grid import LocalGrid, LostMessageError, Together
 
 
 def test_rounds_lower_the_loss_and_everything_is_measured(federation_of, tmp_path):
@@ -71,6 +72,39 @@ def test_the_order_of_the_replies_does_not_change_a_bit(plain, tmp_path, grid):
     federation, first = plain
     second = federation.run(tmp_path / "second", grid)
     assert first.shared.sha256() == second.shared.sha256()
+
+
+def in_cohorts(samples):
+    load = {"a-paired": 16, "b-image": 16, "c-text": 16}
+    return lambda agents: LocalGrid(agents, Together(answer_together, load, samples))
+
+
+@pytest.mark.parametrize("samples", [32, 99])
+def test_in_cohorts_the_numbers_are_the_same(plain, tmp_path, samples):
+    """Training, personalization and evaluation, over rounds, folding and the gauge."""
+    federation, alone = plain
+    together = federation.run(tmp_path / "together", in_cohorts(samples))
+    for part in ("factors", "residual"):
+        one, other = getattr(together.shared, part), getattr(alone.shared, part)
+        assert one.keys() == other.keys()
+        for name, array in other.items():
+            np.testing.assert_allclose(one[name], array, atol=1e-4)
+    moved = [a for n, a in alone.shared.residual.items() if ".lora_B" in n]
+    assert max(float(np.abs(array).max()) for array in moved) > 1e-3
+    assert together.sites.keys() == alone.sites.keys()
+    for site, found in together.sites.items():
+        for point, wanted in zip(found.course, alone.sites[site].course, strict=True):
+            assert point.loss == pytest.approx(wanted.loss, abs=1e-4)
+    for site, evaluation in together.evaluations.items():
+        wanted = alone.evaluations[site]
+        assert evaluation.in_use == wanted.in_use
+        assert evaluation.metrics["base"] == wanted.metrics["base"]
+        for model in ("shared", "personal"):
+            for metric, found in evaluation.metrics[model].items():
+                assert found.value == pytest.approx(wanted.metrics[model][metric].value, abs=0.05)
+    again = federation.run(tmp_path / "again", in_cohorts(samples))
+    assert again.shared.sha256() == together.shared.sha256()
+    assert again.evaluations == together.evaluations
 
 
 def test_through_the_agents_sockets_the_bits_are_the_same(plain, tmp_path_factory, tmp_path):

@@ -127,6 +127,36 @@ def test_the_mean_of_factors_is_not_the_mean_of_products():
     assert 0.05 < error < 2.0
 
 
+def test_the_error_is_that_of_the_dense_means():
+    rule, sites = FedAvg(), 21
+    shared, number = trained(rule, rounds=3)
+    changes = [changes_of(rule, number, k, size=0.3) for k in range(sites)]
+    weights = [both(1 + k % 4) if k % 3 else {"image": 2} for k in range(sites)]
+    updates = list(updates_of(changes, weights))
+    watch = ProductError(shared, LAYOUT)
+    applied = rule.aggregate(shared, LAYOUT, watch.watch(updates))
+    error = size = 0.0
+    for layer in LAYERS:
+        total, mean = 0, np.zeros((layer.outputs, layer.inputs))
+        start = {f: shared.factors[factor_name(layer.module, f)].astype(np.float64) for f in "AB"}
+        for update in updates:
+            weight = update.weights.get(layer.tower, 0)
+            total += weight
+            own = {
+                f: start[f]
+                + update.delta[factor_name(layer.module, f)].view(np.int32) / update.scale / weight
+                for f in "AB"
+                if weight
+            }
+            mean += weight * (own["B"] @ own["A"]) if weight else 0.0
+        mean /= total
+        got = {f: applied.factors[factor_name(layer.module, f)].astype(np.float64) for f in "AB"}
+        error += np.square(got["B"] @ got["A"] - mean).sum()
+        size += np.square(start["B"] @ start["A"] - mean).sum()
+    assert watch.relative(applied) == pytest.approx(np.sqrt(error / size), rel=1e-5)
+    assert watch.relative(applied) > 0.01
+
+
 @pytest.mark.parametrize("rule", EXACT)
 def test_the_exact_rules_have_no_aggregation_error(rule):
     shared, number = trained(rule)

@@ -44,6 +44,37 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
     ]
 
 
+def test_an_event_is_in_the_file_at_once(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    for number in range(1, 4):
+        log.emit("run-started", rounds=number)
+        assert len(log.path.read_text().splitlines()) == number
+    log.close()
+    log.emit("run-finished", status="finished", rounds=3)
+    assert len(log.path.read_text().splitlines()) == 4
+
+
+def test_a_line_that_a_full_disk_cut_short_is_cut_off(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.emit("run-started", rounds=1)
+    file = log._file
+
+    class Full:
+        """Takes ten bytes more."""
+
+        close = staticmethod(file.close)
+
+        def write(self, line):
+            return file.write(line[:10])
+
+    log._file = Full()
+    with pytest.raises(StorageError, match="no space left"):
+        log.emit("run-started", rounds=2)
+    log.emit("run-finished", status="failed", rounds=1)
+    kinds = [json.loads(line)["kind"] for line in log.path.read_text().splitlines()]
+    assert kinds == ["run-started", "run-finished"]
+
+
 def test_an_event_that_cannot_be_written_says_what_to_do(tmp_path):
     with pytest.raises(StorageError, match="intact"):
         EventLog(tmp_path / "gone" / "events.jsonl").emit("run-started", rounds=1)

@@ -30,7 +30,7 @@ def question(kind="train", weights=None, **changes):
 
 
 def answer(asked, site=None):
-    return (site or FakeSite("north")).handle(asked.body(True))
+    return (site or FakeSite("north")).handle(asked.body(True).joined())
 
 
 def tampered(asked, **reply_changes):
@@ -191,7 +191,7 @@ def test_a_site_name_must_be_printable():
 
 def test_a_request_for_missing_parts_is_told_apart():
     asked = question()
-    body = FakeSite("north").handle(asked.body(True))
+    body = FakeSite("north").handle(asked.body(True).joined())
     reply, _ = decode_reply(body)
     verdict = judge(encode(reply.model_copy(update={"status": "needs"})), asked.expected)
     assert verdict.needs

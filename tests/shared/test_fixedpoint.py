@@ -52,6 +52,37 @@ def test_weighted_mean_is_exact_to_a_step_and_has_no_order(values, order):
     assert np.abs(decode(total, sum(weights), scale) - mean).max() <= step + 1e-6 * abs(mean).max()
 
 
+@given(st.data())
+def test_all_factors_together_get_the_bits_that_each_gets_alone(data):
+    names = ["a", "b", "c", "d"]
+    shapes = st.tuples(st.integers(0, 3), st.integers(1, 4))
+    change = {
+        name: np.array(
+            data.draw(st.lists(st.floats(-3, 3, width=32), min_size=12, max_size=12)), np.float32
+        )[: rows * columns].reshape(rows, columns)
+        for name, (rows, columns) in ((name, data.draw(shapes)) for name in names)
+    }
+    weights = {name: data.draw(st.integers(1, 3)) for name in names}
+    change["d"] = change["d"].T
+    together = encode(change, weights.__getitem__, 2.0**10)
+    assert list(together) == names
+    for name, values in change.items():
+        alone = np.rint(values.astype(np.float64) * (weights[name] * 2.0**10)).astype(np.int32)
+        assert together[name].dtype == np.uint32
+        assert together[name].shape == values.shape
+        assert np.array_equal(together[name].view(np.int32), alone)
+
+
+def test_the_factor_that_does_not_fit_is_named():
+    fits = np.ones(3, np.float32)
+    change = {"one": fits, "two": fits * 3e9, "three": fits * np.nan}
+    with pytest.raises(WireError, match=r"^two: .*with 1 steps per unit"):
+        encode(change, lambda name: 2 if name == "one" else 1, 1.0)
+    with pytest.raises(WireError, match=r"^two: "):
+        encode({"one": fits, "two": np.full(2, -(2.0**31), np.float32)}, lambda _: 1, 1.0)
+    assert encode({}, lambda _: 1, 1.0) == {}
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e9])
 def test_never_wraps_a_value_that_does_not_fit(value):
     with pytest.raises(WireError, match=r"f: .*clip it first"):

@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -19,10 +18,13 @@ from shared.messages import (
     Request,
     decode_reply,
     decode_request,
+    enclose,
     encode,
+    encode_header,
     join_parts,
     pack_parts,
     part_digests,
+    question_of,
     unpack_parts,
 )
 
@@ -108,8 +110,11 @@ def test_a_damaged_body_is_refused_or_still_a_request(data):
         assert isinstance(header, Request)
 
 
-def body_of(text, tensors=b""):
-    return b"CONS\x01" + len(text).to_bytes(8, "little") + text + tensors
+HEADER = encode_header(request())[13:]
+
+
+def body_of(text, enclosure=b""):
+    return b"CONS\x02" + len(text).to_bytes(8, "little") + text + enclosure
 
 
 @pytest.mark.parametrize(
@@ -117,21 +122,74 @@ def body_of(text, tensors=b""):
     [
         b"[" * 100_000,
         b'{"kind": "train"}',
-        request().model_dump_json().encode()[:-1] + b', "extra": 1}',
-        request().model_dump_json().encode().replace(b'"scale":1.0', b'"scale":NaN'),
+        HEADER[:-1] + b', "extra": 1}',
+        HEADER.replace(b'"scale":1.0', b'"scale":NaN'),
         b"\xff\xfe",
     ],
 )
 def test_a_header_outside_of_the_schema_is_refused(text):
     with pytest.raises(WireError):
-        decode_request(body_of(text, safetensors.numpy.save({})))
+        decode_request(body_of(text, enclose(JOB, {})))
+    decode_request(body_of(HEADER, enclose(JOB, {})))
 
 
 def test_tensors_of_an_unknown_type_are_refused():
     header = json.dumps({"x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
     tensors = len(header).to_bytes(8, "little") + header + b"\0\0"
     with pytest.raises(WireError):
-        decode_request(body_of(request().model_dump_json().encode(), tensors))
+        decode_request(body_of(HEADER, job_and(tensors)))
+
+
+def job_and(tensors):
+    text = JOB.model_dump_json().encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def test_requests_with_one_enclosure_have_one_job_and_one_adapter():
+    tensors = {"A/x": np.ones((2, 2), np.float32)}
+    end = enclose(JOB, tensors)
+    north, south = (encode_header(request(site=name)) + end for name in ("north", "south"))
+    assert north == encode(request(site="north"), tensors)
+    (first, came), (second, came_too) = decode_request(north), decode_request(south)
+    assert (first.site, second.site) == ("north", "south")
+    assert first.job is second.job
+    assert came is came_too
+
+
+def test_an_enclosure_is_never_taken_for_another():
+    job = JobConfig(name="another")
+    bodies = [
+        encode(request(), {"A/x": np.ones((2, 2), np.float32)}),
+        encode(request(), {"A/x": np.zeros((2, 2), np.float32)}),
+        encode(request(job=job), {"A/x": np.zeros((2, 2), np.float32)}),
+        encode(request()),
+    ]
+    for body in (*bodies, *reversed(bodies)):
+        header, tensors = decode_request(body)
+        assert encode(header, tensors) == body
+
+
+def test_a_header_of_the_old_form_is_refused():
+    text = request().model_dump_json().encode()  # with the job inside
+    with pytest.raises(WireError):
+        decode_request(body_of(text, enclose(JOB, {})))
+
+
+@pytest.mark.parametrize("length", [2**63, 10**6, 3])
+def test_a_job_of_another_length_than_stated_is_refused(length):
+    end = bytearray(enclose(JOB, {}))
+    end[:8] = length.to_bytes(8, "little")
+    with pytest.raises(WireError):
+        decode_request(encode_header(request()) + bytes(end))
+
+
+def test_a_question_is_the_same_whichever_parts_come_with_it():
+    tensors = {"A/x": np.ones((2, 2), np.float32)}
+    question = question_of(encode(request(), tensors))
+    assert question == question_of(encode(request()))
+    assert question != question_of(encode(request(attempt=2), tensors))
+    with pytest.raises(WireError):
+        question_of(b"CONS")
 
 
 class Bomb:
@@ -141,7 +199,7 @@ class Bomb:
 
 def test_nothing_is_unpickled():
     bomb = pickle.dumps(Bomb())
-    for body in (bomb, body_of(request().model_dump_json().encode(), bomb), body_of(bomb)):
+    for body in (bomb, body_of(HEADER, job_and(bomb)), body_of(HEADER, bomb), body_of(bomb)):
         with pytest.raises(WireError):
             decode_request(body)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import WireError
-from shared.wire import MESSAGE_TYPES, body_of, to_message, to_reply
+from shared.wire import MESSAGE_TYPES, body_of, sealed, to_message, to_reply
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,6 +32,32 @@ def test_a_body_survives_flowers_own_serialization():
     assert copy.data == bytes(range(256)) * 40
 
 
+@given(st.binary(max_size=50), st.binary(min_size=1, max_size=300))
+def test_bodies_with_one_end_share_it(body, end):
+    enclosure = sealed(end)
+    one, other = (to_message(b, 7, "train", enclosure=enclosure) for b in (body, body + b"!"))
+    assert body_of(one) == body + end
+    assert body_of(other) == body + b"!" + end
+    assert one.content["consilia"]["enclosure"] is other.content["consilia"]["enclosure"]
+
+
+def test_flower_cuts_and_digests_a_shared_end_once(monkeypatch):
+    enclosure = sealed(bytes(range(256)) * 40)
+    first, second = (to_message(b"x", node, "train", enclosure=enclosure) for node in (1, 2))
+    chunks = [message.content["consilia"]["enclosure"].slice_array() for message in (first, second)]
+    assert chunks[0] is chunks[1]
+    record = first.content["consilia"]
+    copy = ArrayRecord.inflate(
+        record.deflate(),
+        {
+            key: Array.inflate(array.deflate(), array.children)
+            for key, array in record.children.items()
+        },
+    )
+    travelled = message(RecordDict({"consilia": copy}))
+    assert body_of(travelled) == b"x" + bytes(range(256)) * 40
+
+
 def test_a_request_may_expire():
     assert to_message(b"x", 7, "train", time_to_live=12.5).metadata.ttl == 12.5
 
@@ -52,6 +78,14 @@ GOOD = Array("uint8", (3,), "consilia.body", b"abc")
         RecordDict({"consilia": ArrayRecord({"body": GOOD}), "more": ConfigRecord({"x": 1})}),
         RecordDict({"consilia": ArrayRecord({"body": GOOD, "second": GOOD})}),
         RecordDict({"consilia": ArrayRecord({"other": GOOD})}),
+        RecordDict({"consilia": ArrayRecord({"enclosure": GOOD})}),
+        RecordDict(
+            {
+                "consilia": ArrayRecord(
+                    {"body": GOOD, "enclosure": Array("uint8", (4,), "consilia.body", b"abc")}
+                )
+            }
+        ),
         RecordDict({"consilia": ArrayRecord({"body": Array("uint8", (3,), "pickle", b"abc")})}),
         RecordDict(
             {"consilia": ArrayRecord({"body": Array("float32", (3,), "consilia.body", b"abc")})}

@@ -7,7 +7,7 @@ import pytest
 from flwr.serverapp import Grid
 
 from shared.wire import body_of, to_message
-from simulations.grid import CLIENT_APP_FAILED, LocalGrid, LostMessageError
+from simulations.grid import CLIENT_APP_FAILED, LocalGrid, LostMessageError, Together
 
 
 class Site:
@@ -115,6 +115,62 @@ def test_a_message_to_an_unknown_node_gets_an_error(sites):
     with LocalGrid(sites) as grid:
         (reply,) = grid.send_and_receive([to_message(b"x", 9, "train")], timeout=10)
     assert reply.has_error()
+
+
+class Cohorts:
+    """Answers all at once, and remembers who was asked together."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, asked):
+        self.seen.append([site.name for site, _ in asked])
+        return [site.handle(body) for site, body in asked]
+
+
+LOAD = {"east": 8, "north": 8, "west": 20}
+
+
+def ask(grid, bodies, nodes=(1, 2, 3)):
+    messages = [to_message(body, node, "train") for body, node in zip(bodies, nodes, strict=True)]
+    return grid.send_and_receive(messages, timeout=10)
+
+
+def test_messages_of_one_push_are_answered_in_cohorts(sites):
+    answer = Cohorts()
+    with LocalGrid(sites, Together(answer, LOAD, samples=16)) as grid:
+        replies = ask(grid, [b"0", b"1", b"2"])
+        assert [body_of(reply) for reply in replies] == [b"east:0", b"north:1", b"west:2"]
+        ask(grid, [b"3", b"4"], (1, 3))
+    assert answer.seen == [["east", "north"], ["west"], ["east"], ["west"]]
+
+
+def test_two_questions_to_one_site_are_asked_one_after_the_other(sites, log):
+    answer = Cohorts()
+    with LocalGrid(sites, Together(answer, LOAD, samples=99)) as grid:
+        replies = ask(grid, [b"0", b"1", b"2"], (1, 1, 2))
+    assert answer.seen == [["east"], ["east"], ["north"]]
+    assert len(replies) == len(log) == 3
+
+
+def test_a_fault_takes_its_own_site_out_of_the_cohort(sites):
+    answer = Cohorts()
+
+    def fail(message):
+        if message.metadata.dst_node_id == 1:
+            raise ConnectionError
+
+    with LocalGrid(sites, Together(answer, LOAD, samples=99), fail) as grid:
+        replies = ask(grid, [b"0", b"1", b"2"])
+    assert [reply.has_error() for reply in replies] == [True, False, False]
+    assert answer.seen == [["north", "west"]]
+
+
+def test_a_message_to_an_unknown_node_does_not_disturb_a_cohort(sites):
+    answer = Cohorts()
+    with LocalGrid(sites, Together(answer, LOAD, samples=99)) as grid:
+        replies = ask(grid, [b"0", b"1", b"2"], (1, 9, 3))
+    assert [reply.has_error() for reply in replies] == [False, True, False]
 
 
 def test_closing_drops_what_waits_and_does_not_wait_for_the_work(log):

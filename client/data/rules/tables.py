@@ -1,5 +1,6 @@
 """Rules about the table: its columns, its cells, and rows that say nothing."""
 
+import re
 from collections.abc import Iterator
 
 from client.data.columns import COLUMNS, is_name, listed, looks_like_header, nearest
@@ -8,6 +9,7 @@ from client.data.rules.rule import Complaint, rows_listed
 from client.data.sources import SITE_NAME_EXPECTED, unnamed_rows
 from client.data.tables import TABLE_NAMES
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACEHOLDERS = {"nan", "null", "n/a", "na", "none", "<na>", "-"}
 
 
@@ -35,7 +37,7 @@ def has_utf8_cells(site: Inspection) -> Iterator[Complaint]:
             "patient_id": entry.patient,
         }
         for ours, cell in cells.items():
-            if any("\ud800" <= character <= "\udfff" for character in cell):
+            if _SURROGATE.search(cell):
                 message = "bytes that are not UTF-8; save the table as UTF-8"
                 yield Complaint(entry.row, site.name_of(ours), message)
 

@@ -119,6 +119,34 @@ def test_a_link_out_of_the_folder(site, tmp_path):
     assert site.write().rules() == ["image-path"]
 
 
+@pytest.mark.parametrize("folder_first", [True, False])
+def test_links_are_followed_in_every_part_of_a_path(site, tmp_path, folder_first):
+    """Out through a folder; back in through a file in it; round in a circle; names too long."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    noise(50).save(outside / "a.png")
+    (outside / "back.png").symlink_to(site.path / "zebrafile2.png")
+    (site.path / "images").symlink_to(outside)
+    (site.path / "circle").symlink_to(site.path / "circle")
+    (site.path / "zebrafile-link.png").symlink_to(site.path / "zebrafile3.png")
+    names = ["images/a.png", "images/back.png", "circle", "zebrafile-link.png", "x" * 300 + ".png"]
+    order = names if folder_first else names[::-1]
+    for row, name in zip(site.rows[:5], order, strict=True):
+        row["file_name"] = name
+    found = {problem.where: problem.rule for problem in site.write().check().errors}
+    rules = {order[row - 2]: rule for row, rule in found.items() if row is not None}
+    assert rules.pop(names[4]) == "image-unreadable"
+    assert rules == {"images/a.png": "image-path", "circle": "image-path"}
+
+
+@pytest.mark.parametrize("name", [".", "./", "images/", "images/.", "images/none.png", "no/a.png"])
+def test_a_path_to_a_folder_or_to_nothing(site, name):
+    (site.path / "images").mkdir()
+    site.rows[1]["file_name"] = name
+    (problem,) = site.write().check().problems
+    assert (problem.where, problem.rule) == (3, "image-missing")
+
+
 def test_a_site_folder_may_itself_be_a_link_and_have_folders(site, tmp_path):
     (site.path / "images").mkdir()
     (site.path / "zebrafile1.png").rename(site.path / "images" / "a.png")

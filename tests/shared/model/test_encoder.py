@@ -12,7 +12,7 @@ from PIL import Image
 from shared.adapter import SharedAdapter, factor_name
 from shared.config import LoraConfig, ModelConfig
 from shared.errors import AdapterMismatchError, BaseModelError
-from shared.model import base, clip_forward
+from shared.model import base
 from shared.model.base import base_digest
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
@@ -28,7 +28,7 @@ def folder(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Pat
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> DualEncoder:
-    return DualEncoder.load(ModelConfig(base=str(folder)), LORA, 3)
+    return DualEncoder.load(ModelConfig(base=str(folder), precision="float32"), LORA)
 
 
 def random_adapter(
@@ -99,34 +99,6 @@ def test_features_equal_the_stock_model(encoder, folder) -> None:
     assert encoder.logit_bias == pytest.approx(-3.0 if fixed else 0.0)
 
 
-@pytest.mark.parametrize("end_token", [2, 3])
-def test_the_short_forward_of_clip_equals_the_long_one(clip_folder, end_token) -> None:
-    from transformers import AutoConfig, CLIPModel
-
-    config = AutoConfig.from_pretrained(clip_folder)
-    config.text_config.eos_token_id = end_token
-    model = CLIPModel.from_pretrained(clip_folder, config=config, dtype=torch.float32).eval()
-    assert clip_forward.applies_to(model)
-    # 32 is the highest id, which checkpoints with end token 2 pool at; 3 is the end token.
-    ids = torch.tensor([[2, 9, 32, 3, 0, 0], [2, 5, 6, 7, 32, 3], [2, 32, 3, 0, 0, 0]])
-    values = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for short in (True, False):
-        model.zero_grad()
-        if short:
-            text = clip_forward.text_features(model, ids)
-            image = clip_forward.image_features(model, values)
-        else:
-            text = model.get_text_features(input_ids=ids).pooler_output
-            image = model.get_image_features(pixel_values=values).pooler_output
-        (text.square().sum() + image.square().sum()).backward()
-        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        gradients.append({"text": text.detach(), "image": image.detach(), **found})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, value in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], value, atol=1e-4, rtol=1e-3)
-
-
 def test_a_text_means_the_same_alone_and_beside_a_longer_one(encoder) -> None:
     encoder.use(AdapterView())
     with torch.inference_mode():
@@ -168,27 +140,136 @@ def test_a_personal_adapter_of_one_tower_leaves_no_trace_of_the_one_before(encod
     assert np.array_equal(found[3:], features(encoder, AdapterView(shared))[3:])
 
 
-def test_reading_gives_back_what_was_put(encoder) -> None:
-    shared = SharedAdapter(random_adapter(encoder, 4))
+def test_the_weight_in_use_is_the_sum_of_all_products(encoder) -> None:
+    first, second = random_adapter(encoder, 1), random_adapter(encoder, 2)
+    personal = random_adapter(encoder, 3, rank=3)
+    encoder.use(AdapterView())
+    for layer in encoder.layout.layers:
+        module = layer.module
+        encoder.use(AdapterView())
+        expected = encoder.merged_weight(module).detach().numpy().copy()
+        for factors, scale in ((first, 2.0), (second, 2.0), (personal, 0.25 * 2.0)):
+            a, b = (factors[factor_name(module, f)] for f in "AB")
+            expected += scale * b @ a
+        encoder.use(AdapterView(SharedAdapter(second, first, 1), personal, {layer.tower: 0.25}))
+        found = encoder.merged_weight(module).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_adapters_the_frozen_weights_are_back_bit_for_bit(encoder) -> None:
+    frozen = {n: p.detach().clone() for n, p in encoder.model.named_parameters()}
+    encoder.use(AdapterView())
+    modules = [layer.module for layer in encoder.layout.layers]
+    before = {module: encoder.merged_weight(module).clone() for module in modules}
+    both = SharedAdapter(random_adapter(encoder, 1), random_adapter(encoder, 2), 1)
+    features(encoder, AdapterView(both, random_adapter(encoder, 3, rank=3), {"image": 1.0}))
+    assert not torch.equal(encoder.merged_weight(modules[0]), before[modules[0]])
+    encoder.use(AdapterView())
+    for module in modules:
+        assert torch.equal(encoder.merged_weight(module), before[module])
+    for name, parameter in encoder.model.named_parameters():
+        assert torch.equal(parameter, frozen[name]), name
+        assert not parameter.requires_grad
+
+
+def test_the_view_in_use_is_not_merged_again(encoder) -> None:
+    shared = SharedAdapter(random_adapter(encoder, 1))
+    module = encoder.layout.layers[0].module
     encoder.use(AdapterView(shared))
-    found = encoder.read_adapter("shared")
-    assert list(found) == encoder.layout.names()
-    for name, array in shared.factors.items():
-        assert np.array_equal(found[name], array)
-        assert found[name].dtype == np.float32
-        assert found[name].flags.c_contiguous
-    assert set(encoder.read_adapter("shared", ("B",), ("text",))) == {
-        n for n in found if ".lora_B" in n and encoder.layout.tower_of(n) == "text"
-    }
+    merged = encoder.merged_weight(module)
+    encoder.use(AdapterView(shared, random_adapter(encoder, 2), {"image": 0.0}))
+    assert encoder.merged_weight(module) is merged
+    encoder.use(AdapterView(SharedAdapter(shared.factors)))
+    assert encoder.merged_weight(module) is not merged
 
 
-def test_training_in_place_does_not_outlive_the_next_use(encoder) -> None:
-    view = AdapterView(SharedAdapter(random_adapter(encoder, 4)))
+def stacked(encoder: DualEncoder, adapters: list[dict[str, np.ndarray]], rank: int | None = None):
+    stack = encoder.new_stack(len(adapters), rank)
+    for row, adapter in enumerate(adapters):
+        stack.put(row, adapter)
+    return stack
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 1)).astype(np.uint8)
+REPORTS = [*TEXTS, "large bright square", "clear chest", "no", "left spot is seen", "an image"]
+
+
+def own_features(
+    encoder: DualEncoder, pictures: np.ndarray, texts: list[str], counts=(None, None)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode():
+        images = encoder.encode_images(torch.from_numpy(pictures), counts[0])
+        return images, encoder.encode_texts(encoder.tokenize(texts), counts[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "texts"),
+    [
+        ((3, 3, 3), (2, 2, 2)),
+        ((1, 6, 2), (3, 0, 4)),
+        ((0, 5, 4), (1, 1, 5)),
+        ((2, 4, 2), (2, 3, 2)),
+    ],
+)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_adapter_of_a_stack_is_the_function_it_is_alone(
+    encoder, images, texts, mixed
+) -> None:
+    """In one pass, whatever the counts; on a common part, and with own mixing weights."""
+    common = SharedAdapter(random_adapter(encoder, 8), random_adapter(encoder, 9), 1)
+    own = [random_adapter(encoder, seed, rank=3) for seed in range(3)]
+    alphas = [{"image": 1.0, "text": 0.5}, {"image": 0.25}, {"image": 1.0, "text": 1.0}]
+    if not mixed:
+        alphas = [{"image": 1.0, "text": 1.0}] * 3
+    stack = stacked(encoder, own, 3)
+    encoder.use_stack(stack, AdapterView(common), alphas if mixed else None)
+    pictures, reports = PICTURES[: sum(images)], REPORTS[: sum(texts)]
+    found = own_features(encoder, pictures, reports, (images, texts))
+    starts = np.cumsum([(0, 0), *zip(images, texts, strict=True)], axis=0)
+    for row in range(3):
+        encoder.use(AdapterView(common, own[row], alphas[row]))
+        (i, t), (j, u) = starts[row], starts[row + 1]
+        if j > i:
+            alone = own_features(encoder, pictures[i:j], ["no"])[0]
+            torch.testing.assert_close(found[0][i:j], alone, atol=2e-6, rtol=0)
+        if u > t:
+            alone = own_features(encoder, pictures[:1], reports[t:u])[1]
+            torch.testing.assert_close(found[1][t:u], alone, atol=2e-6, rtol=0)
+
+
+def test_a_stack_wants_a_count_per_adapter(encoder) -> None:
+    encoder.use_stack(encoder.new_stack(2), AdapterView())
+    for counts in (None, [9], [3, 3, 3]):
+        with pytest.raises(ValueError, match="2 adapters"):
+            encoder.encode_images(torch.from_numpy(PICTURES), counts)
+    encoder.use(AdapterView())
+    assert encoder.encode_images(torch.from_numpy(PICTURES)).shape[0] == 9
+
+
+def test_training_a_stack_does_not_outlive_the_next_use(encoder) -> None:
+    adapter = random_adapter(encoder, 4)
+    given = {name: array.copy() for name, array in adapter.items()}
+    view = AdapterView(SharedAdapter(adapter))
     before = features(encoder, view)
+    stack = stacked(encoder, [adapter])
+    encoder.use_stack(stack, AdapterView())
     with torch.no_grad():
-        for parameter in encoder.parameters_of("shared").values():
-            parameter.add_(1.0)
+        stack.values.add_(1.0)
     assert np.array_equal(features(encoder, view), before)
+    assert all(np.array_equal(adapter[name], given[name]) for name in adapter)
+
+
+def test_scoring_in_inference_mode_does_not_spoil_training(folder) -> None:
+    fresh = DualEncoder.load(ModelConfig(base=str(folder), precision="float32"), LORA)
+    features(fresh, AdapterView())  # what is worked out here must serve training, too
+    stack = stacked(fresh, [random_adapter(fresh, 1)])
+    stack.train(("A", "B"))
+    fresh.use_stack(stack, AdapterView())
+    images = fresh.encode_images(torch.from_numpy(PICTURES), [9])
+    texts = fresh.encode_texts(fresh.tokenize(TEXTS), [2])
+    (images.sum() + texts.sum()).backward()
+    for _, columns in stack.slices(("A", "B"), ("image", "text")):
+        assert float(stack.gradients[0, columns].abs().sum()) > 0
 
 
 def test_gauge_change_leaves_the_function(encoder) -> None:
@@ -215,7 +296,8 @@ def test_a_late_joiner_rebuilds_the_function_from_residual_and_factors(encoder, 
     features(encoder, AdapterView(SharedAdapter(second)))
     stayed = features(encoder, AdapterView(folded))
     # ... and one that joins now, with its own copies of the arrays.
-    late = DualEncoder.load(ModelConfig(base=str(folder)), LORA, 3)
+    exact = ModelConfig(base=str(folder), precision="float32")
+    late = DualEncoder.load(exact, LORA)
     copied = SharedAdapter({n: a.copy() for n, a in second.items()},
                            {n: a.copy() for n, a in first.items()}, 1)  # fmt: skip
     assert np.array_equal(features(late, AdapterView(copied)), stayed)
@@ -224,7 +306,7 @@ def test_a_late_joiner_rebuilds_the_function_from_residual_and_factors(encoder, 
         name: np.concatenate([first[name], second[name]], axis=0 if ".lora_A" in name else 1)
         for name in first
     }
-    wide = DualEncoder.load(ModelConfig(base=str(folder)), LoraConfig(rank=8, alpha=16), 3)
+    wide = DualEncoder.load(exact, LoraConfig(rank=8, alpha=16))
     np.testing.assert_allclose(
         features(wide, AdapterView(SharedAdapter(stacked))), stayed, atol=1e-5
     )
@@ -241,7 +323,7 @@ def test_refuses_an_adapter_that_does_not_fit(encoder) -> None:
     with pytest.raises(AdapterMismatchError, match="expected shape"):
         encoder.use(AdapterView(SharedAdapter({**factors, name: factors[name][:, :-1]})))
     wrong = {n.replace("q_proj", "qq_proj"): a for n, a in factors.items()}
-    with pytest.raises(AdapterMismatchError, match="residual does not fit"):
+    with pytest.raises(AdapterMismatchError, match="qq_proj: an adapter does not fit the base"):
         encoder.use(AdapterView(SharedAdapter(factors, residual=wrong)))
 
 

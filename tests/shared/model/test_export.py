@@ -21,6 +21,10 @@ from shared.model.view import AdapterView
 TEXTS = ["no finding", "upper bright square and lower dark square"]
 
 
+def exact(folder: Path) -> ModelConfig:
+    return ModelConfig(base=str(folder), precision="float32")
+
+
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def folder(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Path) -> Path:
     return clip_folder if request.param == "clip" else siglip_folder
@@ -28,7 +32,9 @@ def folder(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Pat
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> DualEncoder:
-    return DualEncoder.load(ModelConfig(base=str(folder)), LoraConfig(rank=3, alpha=6), 2)
+    return DualEncoder.load(
+        ModelConfig(base=str(folder), precision="float32"), LoraConfig(rank=3, alpha=6)
+    )
 
 
 def random_adapter(encoder: DualEncoder, seed: int, rank: int) -> Adapter:
@@ -116,7 +122,9 @@ def test_merged_folder_is_a_complete_checkpoint(encoder, view, tmp_path) -> None
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")(TEXTS[0])["input_ids"][0] == 2
     # It can be the base of the next federation.
-    again = DualEncoder.load(ModelConfig(base=str(tmp_path / "merged")), LoraConfig(rank=2), 2)
+    again = DualEncoder.load(
+        ModelConfig(base=str(tmp_path / "merged"), precision="float32"), LoraConfig(rank=2)
+    )
     np.testing.assert_allclose(
         own_features(again, AdapterView()), own_features(encoder, view), atol=1e-5
     )

@@ -1,0 +1,210 @@
+"""Training the rows of a stack of adapters side by side, each as if it were alone.
+
+One forward and backward pass serves all sites of a cohort. Losses are per site and gradients
+of one row never depend on another, so that a row ends, to rounding, as it would have alone:
+it has its own batches, learning rate, number of steps, norm and clipping, and a row whose
+loss is not finite fails alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.losses import LossContext, Part, batch_losses, encode
+from shared.adapter import TOWERS, Factor, Tower
+from shared.config import TrainConfig
+from shared.errors import TrainingError
+from shared.model.encoder import DualEncoder
+from shared.model.stack import AdapterStack
+
+BETAS = (0.9, 0.98)
+_LOWEST_RATE = 0.05
+_TINY = 1e-6  # as in torch's clip_grad_norm_
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by step: a warm-up, and a cosine over the whole run down to 5 %.
+
+    Attributes:
+        peak: Highest learning rate.
+        warmup: Steps until the peak, counted from the first step of this fit.
+        total: Steps of the whole run; 0 keeps the rate constant.
+        before: Steps of the run that were taken before this fit.
+    """
+
+    peak: float
+    warmup: int
+    total: int = 0
+    before: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step of this fit, counted from 0."""
+        rate = self.peak * min(1.0, (step + 1) / (self.warmup + 1))
+        if not self.total:
+            return rate
+        done = min(1.0, (self.before + step) / self.total)
+        return rate * (_LOWEST_RATE + (1 - _LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A batch of one site within a step: its negatives are its own."""
+
+    part: Part
+    context: LossContext
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What trains one row of the stack.
+
+    Attributes:
+        plan: The blocks of every step; their parts name this learner's row.
+        steps: How many to take.
+        schedule: Learning rate by step.
+        towers: Trained towers; factors of others stay as they are, bit for bit.
+    """
+
+    plan: Iterator[Sequence[Block]]
+    steps: int
+    schedule: Schedule
+    towers: tuple[Tower, ...]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Mean loss in nats, steps, and mean gradient norm per tower, before clipping."""
+
+    loss: float
+    steps: int
+    gradient_norms: dict[Tower, float]
+
+
+def fit(
+    encoder: DualEncoder,
+    stack: AdapterStack,
+    learners: Sequence[Learner],
+    factors: Sequence[Factor],
+    config: TrainConfig,
+) -> list[FitResult | TrainingError]:
+    """Train the rows of a stack that is in use, in place, with AdamW.
+
+    AdamW: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101. FedProx (Li et al.,
+    2020, https://arxiv.org/abs/1812.06127) adds mu / 2 times the squared distance to the start.
+
+    Returns:
+        Per learner what came of it; ``loss-not-finite`` if a loss or a factor of its row is
+        not finite.
+    """
+    stack.train(factors)
+    try:
+        rows = _Rows(stack, learners, factors, config)
+        for step in range(max((learner.steps for learner in learners), default=0)):
+            rows.begin(step)
+            blocks = [block for learner in rows.active(step) for block in next(learner.plan)]
+            stack.gradients.zero_()
+            rows.note(blocks, _backward(encoder, blocks, len(stack)))
+            rows.step()
+        return rows.results()
+    finally:
+        stack.train(())
+
+
+def _backward(encoder: DualEncoder, blocks: Sequence[Block], adapters: int) -> Tensor:
+    """Propagate the weighted losses of all blocks back; return them, (blocks,)."""
+    parts = [block.part for block in blocks]
+    features = encode(encoder, parts, adapters)
+    losses = batch_losses(features, parts, [block.context for block in blocks])
+    weights = torch.tensor([block.weight for block in blocks], device=losses.device)
+    weighted = losses * weights
+    weighted.sum().backward()
+    return weighted.detach()
+
+
+class _Rows:
+    """Optimiser, norms and losses of every row."""
+
+    def __init__(
+        self,
+        stack: AdapterStack,
+        learners: Sequence[Learner],
+        factors: Sequence[Factor],
+        config: TrainConfig,
+    ) -> None:
+        self._stack, self._learners, self._config = stack, learners, config
+        self._start = stack.values.clone() if config.proximal else None
+        self._slices = [stack.slices(factors, learner.towers) for learner in learners]
+        # Slices cannot be hashed in Python 3.11.
+        self._columns = self._stack.slices(factors, TOWERS)
+        groups = []
+        for row, (learner, slices) in enumerate(zip(learners, self._slices, strict=True)):
+            parameters = []
+            for _, columns in slices:
+                parameter = stack.values[row, columns].detach()
+                parameter.grad = stack.gradients[row, columns]
+                parameters.append(parameter)
+            groups.append({"params": parameters, "lr": learner.schedule.peak})
+        self._optimizer = torch.optim.AdamW(
+            groups, betas=BETAS, weight_decay=config.weight_decay, fused=True
+        )
+        self._losses: list[Tensor] = []
+        self._norms: list[dict[Tower, Tensor]] = []
+
+    def begin(self, step: int) -> None:
+        """Set learning rates; a row that is done is not touched any more."""
+        for learner, group in zip(self._learners, self._optimizer.param_groups, strict=True):
+            group["lr"] = learner.schedule.rate(step)
+            if step >= learner.steps:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def active(self, step: int) -> list[Learner]:
+        return [learner for learner in self._learners if step < learner.steps]
+
+    def note(self, blocks: Sequence[Block], losses: Tensor) -> None:
+        """Add up the losses of every row's blocks."""
+        row = torch.tensor([block.part.adapter for block in blocks], device=losses.device)
+        total = losses.new_zeros(len(self._learners))
+        self._losses.append(total.index_add_(0, row, losses))
+
+    def step(self) -> None:
+        """Clip every row to the largest norm and let the optimiser take a step."""
+        gradients = self._stack.gradients
+        if self._start is not None:
+            gradients.add_(self._stack.values - self._start, alpha=self._config.proximal)
+        norms = self._norms_by_tower(gradients)
+        self._norms.append(norms)
+        whole = torch.stack(list(norms.values())).square().sum(0).sqrt()
+        share = (self._config.max_gradient_norm / (whole + _TINY)).clamp(max=1.0)
+        gradients.mul_(share[:, None])
+        self._optimizer.step()
+
+    def _norms_by_tower(self, gradients: Tensor) -> dict[Tower, Tensor]:
+        squares: dict[Tower, Tensor] = {}
+        for tower, columns in self._columns:
+            found = torch.linalg.vector_norm(gradients[:, columns], dim=1).square()
+            squares[tower] = squares[tower] + found if tower in squares else found
+        return {tower: square.sqrt() for tower, square in squares.items()}
+
+    def results(self) -> list[FitResult | TrainingError]:
+        return [self._result(row) for row in range(len(self._learners))]
+
+    def _result(self, row: int) -> FitResult | TrainingError:
+        learner = self._learners[row]
+        losses = torch.stack([loss[row] for loss in self._losses[: learner.steps]])
+        if not (losses.isfinite().all() and self._stack.values[row].isfinite().all()):
+            return TrainingError(
+                "loss-not-finite",
+                "the loss or an adapter became infinite or not a number; train with a smaller "
+                "learning rate, or check the pictures and labels for constant values",
+            )
+        norms = {
+            tower: float(torch.stack([n[tower][row] for n in self._norms[: learner.steps]]).mean())
+            for tower in dict.fromkeys(tower for tower, _ in self._slices[row])
+        }
+        return FitResult(float(losses.mean()), learner.steps, norms)
