@@ -8,6 +8,10 @@ written, the body does not leave.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
 
 from client.audit import AuditLog
 from client.disclosure import disclosed, disclosed_count, rounded
@@ -15,10 +19,11 @@ from client.policy import SitePolicy
 from shared import fixedpoint
 from shared.adapter import Adapter, AdapterLayout, check_compatible
 from shared.errors import TrainingError, WireError
+from shared.latest import Latest
 from shared.messages import Description, Part, Reply, Request, TrainSummary, encode
 from shared.privacy.clipping import clip
 from shared.results import SiteEvaluation
-from shared.tensors import Tensors
+from shared.tensors import Form, Packed, Tensors, form_of, side_by_side
 
 REFUSALS: dict[str, str] = {
     "wire": "the request does not follow the protocol",
@@ -48,6 +53,9 @@ REFUSALS: dict[str, str] = {
 """The sentences that may leave a site, by reason code."""
 
 _OTHER = "the site cannot contribute to this request"
+
+_received: Latest[Packed] = Latest()
+"""The factors that a round starts from, side by side; the same for all sites of a process."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,27 @@ class Answer:
         )
 
 
+def change_of(trained: Adapter, start: Adapter) -> Adapter:
+    """Return trained minus received factors, side by side.
+
+    Args:
+        trained: The factors that the site trained, float32.
+        start: What it received; sites that received the same pass the same object.
+    """
+    form = form_of(trained)
+    numbers = np.concatenate(
+        [trained[place.name] for place in form.places] or [np.empty(0, np.float32)],
+        axis=None,
+        dtype=np.float32,
+    )
+    received = _received.get(
+        (start, form),
+        lambda: side_by_side({place.name: start[place.name] for place in form.places}),
+    )
+    numbers -= received.numbers(np.float32)
+    return cast("Adapter", Packed(form, numbers))
+
+
 def release_update(
     answer: Answer,
     change: Adapter,
@@ -110,14 +139,15 @@ def release_update(
     if not policy.exact:
         summary = rounded(summary)
     tower_of = layout.towers
-    change = {name: array for name, array in change.items() if tower_of[name] in weights}
-    check_compatible(layout, change, change)
+    if not all(tower_of[name] in weights for name in change):
+        change = {name: array for name, array in change.items() if tower_of[name] in weights}
+    _check_fits(layout, form_of(change))
     norm = min(request.job.aggregate.clip_norm, policy.max_change)
     clipped_change, clipped = clip(change, norm)
     towers = {tower_of[name] for name in clipped_change}
     try:
-        tensors: Tensors = dict(
-            fixedpoint.encode(clipped_change, lambda n: weights[tower_of[n]], request.scale)
+        tensors = fixedpoint.encode(
+            clipped_change, lambda name: weights[tower_of[name]], request.scale
         )
     except WireError as error:
         raise TrainingError("out-of-range", REFUSALS["out-of-range"]) from error
@@ -129,6 +159,13 @@ def release_update(
         }
     )
     return _out(reply, tensors, "update", audit)
+
+
+@lru_cache(maxsize=8)
+def _check_fits(layout: AdapterLayout, form: Form) -> None:
+    """Raise unless a change has the layout's shapes; looked at once for all of one form."""
+    blank = Packed(form, np.empty(form.size // 4, np.float32))
+    check_compatible(layout, blank, blank)
 
 
 def release_description(

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import safetensors.numpy
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from shared.adapter import Adapter, Array, Tower, adapter_sha256
 from shared.errors import StorageError
-from shared.files import storage_errors, write_atomic
+from shared.files import storage_errors, write_atomic, write_whole
 from shared.latest import Latest
 from shared.messages import PARTS, Part
 from shared.tensors import pack_tensors
@@ -111,11 +112,11 @@ class SiteState:
         head = bytes.fromhex(question) + bytes.fromhex(digest_of(answer))
         path = self.folder / "answer"
         with storage_errors(f"{path}: could not be written"):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(head)
-                file.write(answer)
-                file.truncate()
+            with FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                write_whole(file, head)
+                write_whole(file, answer)
+                if os.fstat(file.fileno()).st_size != file.tell():
+                    file.truncate()
 
     def answer(self, question: str) -> bytes | None:
         """Return the kept answer if it belongs to this question."""

@@ -6,12 +6,13 @@ left out of the round and the round goes on. That a question is answered once at
 seen to by ``server.exchange`` and, behind it, by a unique constraint of the run history.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from shared.errors import WireError
 from shared.fixedpoint import largest_entry
 from shared.messages import Reply, RequestKind, decode_reply
 from shared.results import SiteEvaluation
-from shared.tensors import Tensors
+from shared.tensors import Form, Packed
 
 TOO_LARGE: Final = "too-large"
 PROTOCOL_BROKEN: Final = "protocol"
@@ -51,7 +52,19 @@ _HEADER_BYTES = 256 * 1024
 _CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
-Form = Mapping[str, tuple[Tower, tuple[int, int]]]
+_Wanted = Mapping[str, tuple[Tower, tuple[int, int]]]
+
+
+class _Run(NamedTuple):
+    """Numbers of one tower that lie side by side."""
+
+    tower: Tower
+    start: int
+    end: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.end)
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,11 @@ class Expected:
     layout: AdapterLayout | None = None
     clip_norm: float = 1.0
 
-    def form(self) -> Form:
+    def wanted(self) -> _Wanted:
         """Return tower and shape of the factors that the reply must hold, by name."""
         if self.layout is None or self.kind != "train":
             return {}
-        return _form(self.layout, self.factors, frozenset(self.weights))
+        return _wanted(self.layout, self.factors, frozenset(self.weights))
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ def judge(body: bytes, expected: Expected) -> Admitted | Rejected:
     return admit(reply, tensors, expected)
 
 
-def admit(reply: Reply, tensors: Tensors, expected: Expected) -> Admitted | Rejected:
+def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejected:
     """Check the content of a reply that belongs to its question and says ``ok``."""
     reason = _content(reply, tensors, expected)
     if reason:
@@ -154,14 +167,16 @@ def admit(reply: Reply, tensors: Tensors, expected: Expected) -> Admitted | Reje
 
 def largest_body(expected: Expected) -> int:
     """Return the largest size in bytes that a reply may have."""
-    form = expected.form()
-    content = sum(4 * outputs * inputs for _, (outputs, inputs) in form.values())
-    return int(_SLACK * (content + 200 * len(form))) + _HEADER_BYTES
+    wanted = expected.wanted()
+    content = sum(4 * outputs * inputs for _, (outputs, inputs) in wanted.values())
+    return int(_SLACK * (content + 200 * len(wanted))) + _HEADER_BYTES
 
 
 @lru_cache(maxsize=8)
-def _form(layout: AdapterLayout, factors: tuple[Factor, ...], towers: frozenset[Tower]) -> Form:
-    """Return what is expected of every site with these towers; see ``Expected.form``."""
+def _wanted(
+    layout: AdapterLayout, factors: tuple[Factor, ...], towers: frozenset[Tower]
+) -> _Wanted:
+    """Return what is expected of every site with these towers; see ``Expected.wanted``."""
     names = [name for name in layout.names(factors) if layout.towers[name] in towers]
     return {name: (layout.towers[name], layout.shapes[name]) for name in names}
 
@@ -182,7 +197,7 @@ def _binding(reply: Reply, expected: Expected) -> str | None:
     return next((reason for reason, got, wanted in pairs if got != wanted), None)
 
 
-def _content(reply: Reply, tensors: Tensors, expected: Expected) -> str | None:
+def _content(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
     if expected.kind == "train":
         return _tensors(tensors, expected) or _assigned(reply, expected) or _summary(reply)
     if tensors:
@@ -196,46 +211,60 @@ def _content(reply: Reply, tensors: Tensors, expected: Expected) -> str | None:
     return None
 
 
-def _tensors(tensors: Tensors, expected: Expected) -> str | None:
-    form = expected.form()
-    if tensors.keys() != form.keys():
+def _tensors(tensors: Packed, expected: Expected) -> str | None:
+    runs = _runs(tensors.form, expected.layout, expected.factors, frozenset(expected.weights))
+    return runs if isinstance(runs, str) else _numbers_of(tensors, runs, expected)
+
+
+@lru_cache(maxsize=16)
+def _runs(
+    found: Form,
+    layout: AdapterLayout | None,
+    factors: tuple[Factor, ...],
+    towers: frozenset[Tower],
+) -> tuple[_Run, ...] | str:
+    """Return which numbers belong to which tower, or why the arrays are not those asked for.
+
+    Sites with the same towers answer in the same form, which is looked at once.
+    """
+    wanted = _wanted(layout, factors, towers) if layout else {}
+    if layout is None or found.by_name.keys() != wanted.keys():
         return TENSOR_NAMES
-    of_tower: dict[Tower, list[NDArray[np.int32]]] = {}
-    for name, (tower, shape) in form.items():
-        values = tensors[name]
-        if values.dtype != np.uint32:
+    for name, dtype, shape, _ in found.places:
+        if dtype != np.uint32:
             return TENSOR_DTYPE
-        if values.shape != shape:
+        if shape != wanted[name][1]:
             return TENSOR_SHAPE
-        of_tower.setdefault(tower, []).append(values.view(np.int32))
-    return _numbers_of(of_tower, expected)
+    runs, start = [], 0
+    for tower, places in itertools.groupby(found.places, lambda place: wanted[place.name][0]):
+        end = start + sum(math.prod(place.shape) for place in places)
+        runs.append(_Run(tower, start, end))
+        start = end
+    return tuple(runs)
 
 
-def _numbers_of(
-    of_tower: Mapping[Tower, list[NDArray[np.int32]]], expected: Expected
-) -> str | None:
-    """Check range and norm of all numbers, tower by tower because each has its own weight."""
-    units = {tower: 1 / (expected.weights[tower] * expected.scale) for tower in of_tower}
-    rough = math.fsum(_square(v, np.float32) * units[t] ** 2 for t, v in of_tower.items())
+def _numbers_of(tensors: Packed, runs: tuple[_Run, ...], expected: Expected) -> str | None:
+    """Check range and norm of all numbers; each tower has its own weight."""
+    numbers = tensors.numbers(np.int32)
+    units = {tower: 1 / (w * expected.scale) for tower, w in expected.weights.items()}
+    rough = sum(_square(numbers[run.span], np.float32) * units[run.tower] ** 2 for run in runs)
     if math.sqrt(rough) <= expected.clip_norm * _CLEARLY:
         return None  # and no entry is larger than the norm
     squares = rounding = 0.0
-    for tower, arrays in of_tower.items():
-        weight = expected.weights[tower]
-        largest = max(
-            max(int(steps.max(initial=0)), -int(steps.min(initial=0))) for steps in arrays
-        )
-        if largest > largest_entry(weight, expected.clip_norm, expected.scale):
+    for run in runs:
+        steps, unit = numbers[run.span], units[run.tower]
+        largest = largest_entry(expected.weights[run.tower], expected.clip_norm, expected.scale)
+        if steps.size and max(int(steps.max()), -int(steps.min())) > largest:
             return OUT_OF_RANGE
-        squares += _square(arrays, np.float64) * units[tower] ** 2
-        rounding += sum(steps.size for steps in arrays) * (units[tower] / 2) ** 2
+        squares += _square(steps, np.float64) * unit**2
+        rounding += steps.size * (unit / 2) ** 2
     limit = expected.clip_norm * (1 + 1e-6) + math.sqrt(rounding)
     return TOO_LONG if math.sqrt(squares) > limit else None
 
 
-def _square(arrays: list[NDArray[np.int32]], precision: type[np.floating[Any]]) -> float:
+def _square(steps: NDArray[np.int32], precision: type[np.floating[Any]]) -> float:
     """Return the sum of squares; in single precision to a percent."""
-    values = np.concatenate(arrays, axis=None, dtype=precision)
+    values = steps.astype(precision)
     return float(values @ values)
 
 
@@ -272,5 +301,5 @@ def _numbers(content: object) -> Iterator[float]:
         yield content
 
 
-def _unsigned(tensors: Tensors) -> Mapping[str, NDArray[np.uint32]]:
+def _unsigned(tensors: Packed) -> Mapping[str, NDArray[np.uint32]]:
     return cast("Mapping[str, NDArray[np.uint32]]", tensors)  # their types were checked

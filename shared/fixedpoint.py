@@ -7,6 +7,7 @@ nor additive masking (Bonawitz et al., 2017, https://eprint.iacr.org/2017/281) c
 of the result. NumPy only.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from shared.adapter import Array
 from shared.errors import WireError
+from shared.tensors import Packed, form_of, side_by_side
 
 LARGEST = 2**31 - 1
 """The largest sum that two's complement in 32 bits can hold."""
@@ -55,10 +57,8 @@ def largest_entry(weight: int, clip_norm: float, scale: float) -> int:
     return min(LARGEST, math.ceil(weight * clip_norm * scale))
 
 
-def encode(
-    change: Mapping[str, Array], weight_of: Callable[[str], int], scale: float
-) -> dict[str, NDArray[np.uint32]]:
-    """Return ``round(weight * change * scale)`` in two's complement.
+def encode(change: Mapping[str, Array], weight_of: Callable[[str], int], scale: float) -> Packed:
+    """Return ``round(weight * change * scale)`` in two's complement, uint32.
 
     Args:
         change: Trained minus received factors, float32, by name.
@@ -68,20 +68,16 @@ def encode(
     Raises:
         WireError: If a value is not finite or does not fit; it is never wrapped.
     """
-    factor_of = {name: weight_of(name) * scale for name in change}
-    encoded: dict[str, NDArray[np.uint32]] = {}
-    for factor in set(factor_of.values()):
-        # All factors of one weight as one array: they are many and small.
-        names = [name for name in change if factor_of[name] == factor]
-        values = np.concatenate([change[name] for name in names], axis=None, dtype=np.float32)
-        if not _to_steps(values, factor):
-            raise WireError(f"{_misfit(change, factor_of)}: {_TOO_LARGE.format(scale)}")
-        whole, start = values.view(np.uint32), 0
-        for name in names:
-            shape, size = change[name].shape, change[name].size
-            encoded[name] = whole[start : start + size].reshape(shape)
-            start += size
-    return {name: encoded[name] for name in change}
+    form = form_of(change, np.uint32)
+    # All factors as one array: they are many and small.
+    values = side_by_side(change).numbers(np.float32).copy()
+    start = 0
+    for weight, places in itertools.groupby(form.places, lambda place: weight_of(place.name)):
+        end = start + sum(math.prod(place.shape) for place in places)
+        if not _to_steps(values[start:end], weight * scale):
+            raise WireError(f"{_misfit(change, weight_of, scale)}: {_TOO_LARGE.format(scale)}")
+        start = end
+    return Packed(form, values)
 
 
 def _to_steps(values: Array, factor: float) -> bool:
@@ -103,10 +99,10 @@ def _to_steps(values: Array, factor: float) -> bool:
     return True
 
 
-def _misfit(change: Mapping[str, Array], factor_of: Mapping[str, float]) -> str:
+def _misfit(change: Mapping[str, Array], weight_of: Callable[[str], int], scale: float) -> str:
     """Return the first factor that does not fit."""
     for name, values in change.items():
-        steps = np.rint(values.astype(np.float64) * factor_of[name])
+        steps = np.rint(values.astype(np.float64) * (weight_of(name) * scale))
         if not (np.abs(steps) <= LARGEST).all():
             return name
     raise ValueError("every factor fits")

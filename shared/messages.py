@@ -31,7 +31,7 @@ from shared.adapter import (
 from shared.config import JobConfig
 from shared.errors import WireError
 from shared.results import Kind, SiteEvaluation
-from shared.tensors import Tensors, pack_tensors, unpack_tensors
+from shared.tensors import Packed, Tensors, pack_tensors, unpack_tensors
 
 PROTOCOL = 2
 _MAGIC = b"CONS" + bytes([PROTOCOL])
@@ -166,7 +166,7 @@ def enclose(job: JobConfig, tensors: Tensors) -> bytes:
     return pack_tensors(tensors, before=len(text).to_bytes(_LENGTH, "little") + text)
 
 
-def decode_request(body: bytes) -> tuple[Request, Tensors]:
+def decode_request(body: bytes) -> tuple[Request, Packed]:
     """Return header and tensors of a request.
 
     Requests with the same enclosure have the same job and tensors, the very objects, as long
@@ -187,7 +187,7 @@ def decode_request(body: bytes) -> tuple[Request, Tensors]:
     return request, enclosure.tensors
 
 
-def decode_reply(body: bytes) -> tuple[Reply, Tensors]:
+def decode_reply(body: bytes) -> tuple[Reply, Packed]:
     """Return header and tensors of a reply.
 
     Raises:
@@ -262,7 +262,7 @@ class _Enclosure:
 
     content: bytes
     job: JobConfig
-    tensors: Tensors
+    tensors: Packed
 
 
 class _Opened:

@@ -1,14 +1,13 @@
 """How far the adapter that was applied is from the mean of what the sites trained."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.adapter import (
-    TOWERS,
     AdapterLayout,
     AdapterUpdate,
     LayerShape,
@@ -16,6 +15,7 @@ from shared.adapter import (
     Tower,
     factor_name,
 )
+from shared.tensors import Form, Packed, Place, side_by_side
 
 _LARGEST_MATRICES = 16 * 2**20
 """Entries (m n over all layers) beyond which the dense mean is not worth its memory."""
@@ -39,8 +39,8 @@ class ProductError:
 
     shared: SharedAdapter
     layout: AdapterLayout
-    _steps: dict[str, NDArray[np.int32]] = field(default_factory=dict)
-    """Sums of p_k D_k and p_k E_k by the factor's name, exact, in fixed point."""
+    _steps: dict[Form, NDArray[np.int32]] = field(default_factory=dict)
+    """Sums of p_k D_k and p_k E_k by the form of the updates, exact, in fixed point."""
     _products: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Sums of p_k D_k E_k by module, to six digits, in squares of fixed point's steps."""
     _weights: dict[Tower, int] = field(default_factory=dict)
@@ -79,10 +79,12 @@ class ProductError:
         """Return the mean of (B + D_k) (A + E_k) - B A."""
         a, b = (factor_name(layer.module, factor) for factor in ("A", "B"))
         total = np.zeros((layer.outputs, layer.inputs))
-        if a in self._steps:
-            total += self.shared.factors[b] @ (self._steps[a] / self._scale)
-        if b in self._steps:
-            total += (self._steps[b] / self._scale) @ self.shared.factors[a]
+        for form, numbers in self._steps.items():
+            steps = Packed(form, numbers)
+            if a in steps:
+                total += self.shared.factors[b] @ (steps[a].view(np.int32) / self._scale)
+            if b in steps:
+                total += (steps[b].view(np.int32) / self._scale) @ self.shared.factors[a]
         if layer.module in self._products:
             total += self._products[layer.module] / self._scale**2
         return total / self._weights[layer.tower]
@@ -90,38 +92,45 @@ class ProductError:
     def _add_waiting(self) -> None:
         """Add the waiting updates; side by side, their products are one product a layer."""
         updates, self._waiting, self._bytes = self._waiting, [], 0
-        for tower in TOWERS:
-            having = [update for update in updates if update.weights.get(tower)]
-            if having:
-                weights = np.array([update.weights[tower] for update in having])
-                self._weights[tower] = self._weights.get(tower, 0) + int(weights.sum())
-                self._scale = having[0].scale
-                for layer in self.layout.layers:
-                    if layer.tower == tower:
-                        self._add_layer(layer, having, weights)
+        of_form: dict[Form, list[AdapterUpdate]] = {}
+        for update in updates:
+            self._scale = update.scale
+            for tower, weight in update.weights.items():
+                self._weights[tower] = self._weights.get(tower, 0) + weight
+            of_form.setdefault(side_by_side(update.delta).form, []).append(update)
+        for form, alike in of_form.items():
+            steps = np.stack([side_by_side(u.delta).numbers(np.int32) for u in alike])
+            if form not in self._steps:
+                self._steps[form] = np.zeros(steps.shape[1:], np.int32)
+            self._steps[form] += steps.sum(axis=0, dtype=np.int32)  # fits by choose_scale
+            for layer in self.layout.layers:
+                names = [factor_name(layer.module, factor) for factor in ("A", "B")]
+                if all(name in form.by_name for name in names):
+                    weights = np.array([u.weights[layer.tower] for u in alike], np.float32)
+                    e, d = (_of(steps, form.by_name[name]) for name in names)
+                    self._add_products(layer, d, e, weights)
 
-    def _add_layer(
-        self, layer: LayerShape, updates: Sequence[AdapterUpdate], weights: NDArray[np.int64]
+    def _add_products(
+        self,
+        layer: LayerShape,
+        d: NDArray[np.int32],
+        e: NDArray[np.int32],
+        weights: NDArray[np.float32],
     ) -> None:
-        a, b = (factor_name(layer.module, factor) for factor in ("A", "B"))
-        steps = {
-            name: np.stack([update.delta[name].view(np.int32) for update in updates])
-            for name in (a, b)
-            if name in updates[0].delta
-        }
-        for name, stack in steps.items():
-            if name not in self._steps:
-                self._steps[name] = np.zeros(stack.shape[1:], np.int32)
-            self._steps[name] += stack.sum(axis=0, dtype=np.int32)  # fits by choose_scale
-        if len(steps) == 2:
-            # D_1 / w_1, D_2 / w_2, ... side by side, E_1, E_2, ... on top of each other.
-            left = np.empty((layer.outputs, len(updates), self.layout.rank), np.float32)
-            shares = (1 / weights).astype(np.float32)[:, None]
-            np.multiply(steps[b].transpose(1, 0, 2), shares, out=left, casting="same_kind")
-            right = steps[a].reshape(-1, layer.inputs).astype(np.float32)
-            if layer.module not in self._products:
-                self._products[layer.module] = np.zeros((layer.outputs, layer.inputs))
-            self._products[layer.module] += left.reshape(layer.outputs, -1) @ right
+        """Add the sum of p_k D_k E_k; ``d`` is (k, m, r) and ``e`` (k, r, n), times p_k."""
+        count, outputs, rank = d.shape
+        left = np.empty((outputs, count, rank), np.float32)
+        np.divide(d.transpose(1, 0, 2), weights[:, None], out=left, casting="same_kind")
+        right = e.astype(np.float32).reshape(count * rank, -1)
+        if layer.module not in self._products:
+            self._products[layer.module] = np.zeros((outputs, right.shape[1]))
+        self._products[layer.module] += left.reshape(outputs, -1) @ right
+
+
+def _of(steps: NDArray[np.int32], place: Place) -> NDArray[np.int32]:
+    """Return one factor of all updates, (k, ...), from their numbers, (k, all)."""
+    start = place.offset // steps.itemsize
+    return steps[:, start : start + math.prod(place.shape)].reshape(-1, *place.shape)
 
 
 def _product(shared: SharedAdapter, module: str) -> NDArray[np.float64]:

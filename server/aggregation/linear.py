@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from shared import fixedpoint
 from shared.adapter import AdapterLayout, AdapterUpdate, Array, SharedAdapter, Tower
 from shared.errors import AdapterMismatchError
+from shared.tensors import Form, Packed, side_by_side
 
 
 def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict[str, Array]:
@@ -19,10 +20,9 @@ def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict
     Raises:
         AdapterMismatchError: If an update has another scale or shape than the others.
     """
-    totals: dict[str, NDArray[np.uint32]] = {}
+    sums: dict[Form, NDArray[np.uint32]] = {}
     weights: dict[Tower, int] = {}
     scale: float | None = None
-    shapes = layout.shapes
     for update in updates:
         scale = update.scale if scale is None else scale
         if update.scale != scale:
@@ -31,21 +31,30 @@ def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict
             )
         for tower, weight in update.weights.items():
             weights[tower] = weights.get(tower, 0) + weight
-        for name, delta in update.delta.items():
-            if delta.shape != shapes[name]:
-                raise AdapterMismatchError(
-                    f"{update.site}: {name}: expected shape {shapes[name]}, got {delta.shape}"
-                )
-            if name in totals:
-                totals[name] += delta  # unsigned arrays wrap, which is the sum modulo 2**32
-            else:
-                totals[name] = delta.copy()
+        delta = side_by_side(update.delta)
+        if delta.form not in sums:  # sites with the same towers send the same form
+            _check_shapes(layout, update)
+            sums[delta.form] = np.zeros_like(delta.numbers(np.uint32))
+        sums[delta.form] += delta.numbers(np.uint32)  # unsigned: wraps, so modulo 2**32
     if scale is None:
         return {}
+    totals: dict[str, NDArray[np.uint32]] = {}
+    for form, numbers in sums.items():
+        for name, total in Packed(form, numbers).items():
+            of_others = totals.get(name, np.uint32(0))
+            totals[name] = total.view(np.uint32) + of_others
     return {
         name: fixedpoint.decode(total, weights[layout.tower_of(name)], scale)
         for name, total in totals.items()
     }
+
+
+def _check_shapes(layout: AdapterLayout, update: AdapterUpdate) -> None:
+    for name, delta in update.delta.items():
+        if delta.shape != layout.shapes[name]:
+            raise AdapterMismatchError(
+                f"{update.site}: {name}: expected shape {layout.shapes[name]}, got {delta.shape}"
+            )
 
 
 def add_mean(

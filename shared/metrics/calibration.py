@@ -14,8 +14,7 @@ too narrow; the interval of the ECE itself is by patient and is not.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.special import expit, logit, ndtri
 
 from shared.metrics.bootstrap import COVERAGE, Floats
 from shared.results import CalibrationBin
@@ -97,7 +96,7 @@ def calibration_bins(probabilities: Floats, labels: NDArray[np.bool_]) -> list[C
 
 def wilson(positives: int, count: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share."""
-    z = float(norm.ppf(0.5 + COVERAGE / 2))
+    z = float(ndtri(0.5 + COVERAGE / 2))
     share, spread = positives / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * np.sqrt(share * (1 - share) / count + spread / (4 * count))

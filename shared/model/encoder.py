@@ -37,6 +37,8 @@ from shared.model.pixels import PixelPipeline
 from shared.model.stack import AdapterStack
 from shared.model.view import AdapterView
 
+_LENGTHS = 8
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -134,6 +136,8 @@ class DualEncoder:
         model.to(where, encoder.precision)
         if encoder.lean:
             clip_forward.keep_precise(model)
+        elif encoder.precision == torch.bfloat16 and where.type == "cpu":
+            encoder.model.set_attn_implementation("eager")  # for the reason in attention.py
         encoder.layout, encoder._layers = inject(model, lora, encoder._rows)
         if encoder.lean:
             encoder.frozen_layers = {t: clip_forward.frozen_layers(model, t) for t in TOWERS}
@@ -161,15 +165,23 @@ class DualEncoder:
         return ids
 
     def pad(self, ids: Sequence[Sequence[int]]) -> Tokens:
-        """Pad token ids on the right: to the longest given, or as the family demands."""
+        """Pad token ids on the right: to the longest given, or as the family demands.
+
+        In bfloat16 to the next multiple of eight: kernels are made anew for every other length.
+        """
         longest = max((len(row) for row in ids), default=1)
-        width = self.max_tokens if self._family.fixed_length else longest
-        padded = torch.full((len(ids), width), int(self._tokenizer.pad_token_id or 0))
-        mask = torch.zeros_like(padded)
+        width = self.max_tokens
+        if not self._family.fixed_length:
+            step = _LENGTHS if self.precision == torch.bfloat16 else 1
+            width = min(width, -(-longest // step) * step)
+        padded = np.full((len(ids), width), self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros_like(padded)
         for row, tokens in enumerate(ids):
-            padded[row, : len(tokens)] = torch.tensor(list(tokens), dtype=torch.int64)
+            padded[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        return Tokens(padded.to(self.device), mask.to(self.device))
+        return Tokens(
+            torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device)
+        )
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of some texts, padded to the longest of them."""

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from shared.adapter import Adapter, Array
+from shared.adapter import Adapter
 from shared.errors import TrainingError
+from shared.tensors import side_by_side
 
 # A float32 is off by at most 2**-24 of itself, so after this the norm is below the limit for
 # certain, and the server's check of the same limit never refuses an honest site.
@@ -14,10 +15,10 @@ _CLEARLY = 0.9
 _TINY = 1e-10  # squares of entries far below it would vanish in single precision
 
 
-def clip(change: Adapter, max_norm: float) -> tuple[dict[str, Array], bool]:
+def clip(change: Adapter, max_norm: float) -> tuple[Adapter, bool]:
     """Scale a change down to an L2 norm over all its factors together.
 
-    A change within the norm is returned with every bit as it was.
+    A change within the norm is returned as it is.
 
     Args:
         change: Trained minus received factors, by name.
@@ -30,14 +31,14 @@ def clip(change: Adapter, max_norm: float) -> tuple[dict[str, Array], bool]:
         TrainingError: ``change-not-finite`` if the change holds an infinity or not-a-number.
     """
     if max_norm > _TINY and _rough_norm(change) <= max_norm * _CLEARLY:
-        return dict(change), False
+        return change, False
     norm = l2_norm(change)
     if not math.isfinite(norm):
         raise TrainingError(
             "change-not-finite", "training left values that are not finite; nothing is sent"
         )
     if norm <= max_norm:
-        return dict(change), False
+        return change, False
     factor = max_norm / norm * _ROUNDING_MARGIN
     scaled = {
         name: (values.astype(np.float64) * factor).astype(np.float32)
@@ -47,12 +48,13 @@ def clip(change: Adapter, max_norm: float) -> tuple[dict[str, Array], bool]:
 
 
 def _rough_norm(change: Adapter) -> float:
-    """Return the L2 norm to a percent, in single precision and without a copy.
+    """Return the L2 norm to a percent, in single precision and one go.
 
     It decides only where the norm is clearly below the limit, as it nearly always is. Infinity
     and not-a-number stay what they are, so they are never below it.
     """
-    return math.sqrt(sum(float(np.vdot(values, values)) for values in change.values()))
+    values = side_by_side(change).numbers(np.float32)
+    return math.sqrt(float(values @ values))
 
 
 def l2_norm(change: Adapter) -> float:
