@@ -111,12 +111,14 @@ class SiteState:
         """
         head = bytes.fromhex(question) + bytes.fromhex(digest_of(answer))
         path = self.folder / "answer"
-        with storage_errors(f"{path}: could not be written"):
-            with FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                write_whole(file, head)
-                write_whole(file, answer)
-                if os.fstat(file.fileno()).st_size != file.tell():
-                    file.truncate()
+        with (
+            storage_errors(f"{path}: could not be written"),
+            FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file,
+        ):
+            write_whole(file, head)
+            write_whole(file, answer)
+            if os.fstat(file.fileno()).st_size != file.tell():
+                file.truncate()
 
     def answer(self, question: str) -> bytes | None:
         """Return the kept answer if it belongs to this question."""

@@ -230,14 +230,14 @@ def _runs(
     wanted = _wanted(layout, factors, towers) if layout else {}
     if layout is None or found.by_name.keys() != wanted.keys():
         return TENSOR_NAMES
-    for name, dtype, shape, _ in found.places:
+    for name, dtype, shape, *_ in found.places:
         if dtype != np.uint32:
             return TENSOR_DTYPE
         if shape != wanted[name][1]:
             return TENSOR_SHAPE
     runs, start = [], 0
     for tower, places in itertools.groupby(found.places, lambda place: wanted[place.name][0]):
-        end = start + sum(math.prod(place.shape) for place in places)
+        end = start + sum(place.entries for place in places)
         runs.append(_Run(tower, start, end))
         start = end
     return tuple(runs)

@@ -73,7 +73,7 @@ def encode(change: Mapping[str, Array], weight_of: Callable[[str], int], scale: 
     values = side_by_side(change).numbers(np.float32).copy()
     start = 0
     for weight, places in itertools.groupby(form.places, lambda place: weight_of(place.name)):
-        end = start + sum(math.prod(place.shape) for place in places)
+        end = start + sum(place.entries for place in places)
         if not _to_steps(values[start:end], weight * scale):
             raise WireError(f"{_misfit(change, weight_of, scale)}: {_TOO_LARGE.format(scale)}")
         start = end

@@ -32,12 +32,13 @@ _Signature = tuple[tuple[str, np.dtype[np.generic], tuple[int, ...]], ...]
 
 
 class Place(NamedTuple):
-    """Where an array is, in bytes after the first number of all."""
+    """Where an array is: ``offset`` bytes after the first number of all, and how many entries."""
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     offset: int
+    entries: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +172,6 @@ def _read(header: bytes, size: int) -> Form:
     offsets = {n: e["data_offsets"][0] for n, e in entries.items() if n != "__metadata__"}
     if offsets.keys() != arrays.keys():
         raise ValueError("header: a name occurs twice")
-    places = [Place(name, a.dtype, a.shape, offsets[name]) for name, a in arrays.items()]
+    places = [Place(name, a.dtype, a.shape, offsets[name], a.size) for name, a in arrays.items()]
     ordered = sorted(places, key=lambda place: (place.offset, place.name))
     return Form(header, tuple(ordered), size - len(header))

@@ -57,7 +57,7 @@ class ProductError:
         """Yield the updates unchanged and sum up their products."""
         for update in updates:
             self._waiting.append(update)
-            self._bytes += sum(delta.nbytes for delta in update.delta.values())
+            self._bytes += side_by_side(update.delta).form.size
             if len(self._waiting) == _AT_ONCE or self._bytes > _BYTES_AT_ONCE:
                 self._add_waiting()
             yield update
@@ -130,7 +130,7 @@ class ProductError:
 def _of(steps: NDArray[np.int32], place: Place) -> NDArray[np.int32]:
     """Return one factor of all updates, (k, ...), from their numbers, (k, all)."""
     start = place.offset // steps.itemsize
-    return steps[:, start : start + math.prod(place.shape)].reshape(-1, *place.shape)
+    return steps[:, start : start + place.entries].reshape(-1, *place.shape)
 
 
 def _product(shared: SharedAdapter, module: str) -> NDArray[np.float64]:

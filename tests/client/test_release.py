@@ -21,6 +21,7 @@ from client.policy import SitePolicy, simulation_policy
 from client.release import (
     REFUSALS,
     Answer,
+    change_of,
     release_again,
     release_description,
     release_done,
@@ -86,6 +87,36 @@ def test_a_change_leaves_weighted_in_fixed_point(audit):
     assert reply.scale == 1024
     assert (reply.run, reply.round, reply.attempt, reply.site) == ("run", 3, 2, "north")
     assert reply.summary == SUMMARY
+
+
+def test_the_change_is_what_was_trained_minus_what_was_received():
+    rng = np.random.default_rng(0)
+    start = {n: rng.standard_normal(LAYOUT.shapes[n]).astype("f4") for n in LAYOUT.names()}
+    for names in (LAYOUT.names(), LAYOUT.names(["B"]), [TEXT_B], []):
+        for _ in range(2):  # two sites that received the same
+            trained = {
+                n: start[n] + rng.standard_normal(LAYOUT.shapes[n]).astype("f4") for n in names
+            }
+            found = change_of(trained, start)
+            assert set(found) == set(names)
+            for name, array in found.items():
+                assert array.tobytes() == (trained[name] - start[name]).tobytes()
+                assert array.shape == LAYOUT.shapes[name]
+
+
+def test_a_change_side_by_side_leaves_with_the_same_bits(tmp_path):
+    start = {name: np.zeros(LAYOUT.shapes[name], np.float32) for name in LAYOUT.names()}
+    for number, weights in enumerate(({"image": 3, "text": 2}, {"text": 1}, {"image": 4})):
+        folder = tmp_path / str(number)
+        for clip_norm in (100.0, 0.5):
+            bodies = [
+                release_update(
+                    answer(clip_norm=clip_norm, weights=weights), each, LAYOUT, SUMMARY, OPEN,
+                    AuditLog(folder / "audit.jsonl"),
+                )
+                for each in (change(), change_of(change(), start))
+            ]  # fmt: skip
+            assert bodies[0] == bodies[1]
 
 
 def test_a_change_is_clipped_as_a_whole_before_it_leaves(audit):

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import shared.tensors
 from shared.errors import WireError
-from shared.tensors import pack_tensors, unpack_tensors
+from shared.tensors import Packed, form_of, pack_tensors, side_by_side, unpack_tensors
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 arrays = st.dictionaries(
@@ -52,6 +52,34 @@ def test_an_array_in_another_order_is_sent_in_c_order():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     (came,) = unpack_tensors(pack_tensors({"x": array.T})).values()
     assert np.array_equal(came, array.T)
+
+
+def test_arrays_of_one_form_lie_side_by_side():
+    tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.ones(4, np.float32)}
+    packed = side_by_side(tensors)
+    assert side_by_side(packed) is packed
+    assert list(packed.numbers(np.float32)) == [1, 1, 1, 1, 0, 1, 2, 3, 4, 5]
+    assert {name: array.tolist() for name, array in packed.items()} == {
+        "a": [1] * 4,
+        "b": [[0, 1, 2], [3, 4, 5]],
+    }
+    assert len(packed) == 2
+    assert "c" not in packed
+    with pytest.raises(KeyError):
+        packed["c"]
+    came = unpack_tensors(pack_tensors(tensors))
+    assert came.form is packed.form is form_of({"a": tensors["a"], "b": tensors["b"]})
+    steps = form_of(packed, np.uint32)
+    assert steps is form_of(tensors, np.uint32) is not packed.form
+    assert [place.dtype for place in steps.places] == [np.uint32] * 2
+
+
+def test_numbers_can_be_written_where_their_buffer_can():
+    form = form_of({"a": np.zeros(2, np.float32), "b": np.zeros((2, 2), np.float32)})
+    packed = Packed(form, np.arange(6, dtype=np.float32))
+    packed["b"][0] = 9
+    assert list(packed.numbers(np.float32)) == [0, 1, 9, 9, 4, 5]
+    assert np.array_equal(unpack_tensors(pack_tensors(packed))["b"], [[9, 9], [4, 5]])
 
 
 def test_what_was_read_cannot_be_written():
