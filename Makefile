@@ -47,7 +47,7 @@ test-kill: setup
 	$(BIN)/python -m pytest -m slow tests/integration/test_kill.py
 
 test-ray: setup setup-ray
-	$(BIN)/python -m pytest -m slow tests/integration/test_flower_engine.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_flower_engine.py tests/simulations/test_flower_actors.py
 
 # All benchmarks, then their figures into docs/performance.md (about half an hour).
 bench: setup setup-ray

@@ -60,6 +60,11 @@ class Form:
         """The places by name."""
         return {place.name: place for place in self.places}
 
+    @cached_property
+    def number_sizes(self) -> frozenset[int]:
+        """Bytes of a number, of all arrays."""
+        return frozenset(place.dtype.itemsize for place in self.places)
+
 
 class Packed(Mapping[str, NDArray[np.generic]]):
     """Arrays by name, side by side in one buffer.
@@ -86,8 +91,15 @@ class Packed(Mapping[str, NDArray[np.generic]]):
         return len(self.form.places)
 
     def numbers(self, dtype: type[Number]) -> NDArray[Number]:
-        """Return the numbers of all arrays as one array, in the order of the form's places."""
-        count = self.form.size // np.dtype(dtype).itemsize
+        """Return the numbers of all arrays as one array, in the order of the form's places.
+
+        Raises:
+            ValueError: If a number of the arrays has another size in bytes.
+        """
+        size = np.dtype(dtype).itemsize
+        if self.form.number_sizes - {size}:
+            raise ValueError(f"numbers of {self.form.number_sizes} bytes, asked for {size}")
+        count = self.form.size // size
         return np.ndarray((count,), dtype, self._buffer, self._start)
 
     def packed(self, before: bytes = b"") -> bytes:

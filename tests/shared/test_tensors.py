@@ -74,6 +74,14 @@ def test_arrays_of_one_form_lie_side_by_side():
     assert [place.dtype for place in steps.places] == [np.uint32] * 2
 
 
+def test_numbers_of_another_size_are_not_taken_for_others():
+    packed = side_by_side({"a": np.ones(2, np.float64), "b": np.ones(2, np.float32)})
+    for dtype in (np.float32, np.float64):
+        with pytest.raises(ValueError, match="numbers of"):
+            packed.numbers(dtype)
+    assert side_by_side({}).numbers(np.float64).size == 0
+
+
 def test_numbers_can_be_written_where_their_buffer_can():
     form = form_of({"a": np.zeros(2, np.float32), "b": np.zeros((2, 2), np.float32)})
     packed = Packed(form, np.arange(6, dtype=np.float32))
