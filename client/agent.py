@@ -119,7 +119,7 @@ class SiteAgent:
         self._policy = policy
         self._load_encoder = encoder
         self._load_records = records
-        self._state = SiteState(settings.state)
+        self._state = SiteState(settings.state, settings.held)
         self._audit = AuditLog(self._state.audit)
         self._held: dict[Part, str] = {}
         self._encoder: tuple[str, DualEncoder] | None = None

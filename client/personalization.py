@@ -114,9 +114,9 @@ def duet(encoder: DualEncoder, tasks: Sequence[PersonalTask], job: JobConfig) ->
     if job.personalize.steps == 0:
         return none(encoder, tasks, job)
     fitted: dict[int, dict[str, Array] | TrainingError] = {}
-    by_shared: dict[int, list[int]] = {}
+    by_shared: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
-        by_shared.setdefault(id(task.shared), []).append(number)
+        by_shared.setdefault(task.shared.sha256(), []).append(number)
     for numbers in by_shared.values():
         chosen = [tasks[number] for number in numbers]
         found = in_halves(lambda some: _fit_residuals(encoder, some, job), chosen)

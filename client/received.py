@@ -81,7 +81,8 @@ def join_received(
         check_fits(layout, shared)
         return shared
 
-    return _joined.get((*(parts[part] for part in PARTS), request.folds, layout), join)
+    digests = (request.parts.get(part, EMPTY) for part in PARTS)  # every part has been checked
+    return _joined.get((*digests, request.folds, layout), join)
 
 
 def _digested(tensors: Mapping[str, NDArray[np.generic]]) -> _Parts:

@@ -26,6 +26,7 @@ class SiteSettings:
         references: Further shared adapters to score beside the federation's, as files; a
             file that does not exist is left out.
         device: What to compute on.
+        held: Folder where parts of the shared adapter are held, if not in ``state``.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SiteSettings:
     state: Path
     references: Mapping[Model, Path] = field(default_factory=dict)
     device: Device = "cpu"
+    held: Path | None = None
 
     @property
     def pixels(self) -> Path:

@@ -86,8 +86,12 @@ def train_shared(
 
 
 def _foundation(task: SiteTask) -> object:
-    """What all members of a cohort must have in common."""
-    return id(task.start.residual), task.factors
+    """What all members of a cohort must have in common.
+
+    By content: which objects are the same depends on the process's history, and a site's bits
+    depend on who is in its cohort.
+    """
+    return task.start.residual_sha256, task.factors
 
 
 def _alike(keys: Sequence[object]) -> list[list[int]]:

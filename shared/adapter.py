@@ -85,6 +85,8 @@ class AdapterLayout:
 class SharedAdapter:
     """What the federation shares: enough to rebuild its function on the base.
 
+    Its arrays must not be changed: digests are worked out once.
+
     Attributes:
         factors: The current A and B of every layer.
         residual: Folded products, as factors of any rank; empty before the first fold.
@@ -98,9 +100,18 @@ class SharedAdapter:
 
     def sha256(self) -> str:
         """Return the digest of all names, shapes and bits."""
+        return self._sha256
+
+    @cached_property
+    def residual_sha256(self) -> str:
+        """Digest of the residual; adapters with one residual train on one merged base."""
+        return adapter_sha256(self.residual)
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256(str(self.folds).encode())
-        for part in (self.factors, self.residual):
-            digest.update(adapter_sha256(part).encode())
+        digest.update(adapter_sha256(self.factors).encode())
+        digest.update(self.residual_sha256.encode())
         return digest.hexdigest()
 
 

@@ -35,6 +35,7 @@ def site_settings(run: Path, job: JobConfig) -> list[SiteSettings]:
             name=source.name,
             source=source,
             state=run / "sites" / source.name,
+            held=run / "held",  # all receive the same
             references={
                 "local": run / "sites" / source.name / LOCAL_FILE,
                 "centralised": run / CENTRALISED_FILE,

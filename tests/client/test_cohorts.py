@@ -185,6 +185,35 @@ def test_sites_with_other_factors_on_one_residual_share_a_cohort(
         assert_as_alone(result, alone, task.start)
 
 
+def copy_of(shared: SharedAdapter) -> SharedAdapter:
+    factors, residual = (
+        {name: array.copy() for name, array in part.items()}
+        for part in (shared.factors, shared.residual)
+    )
+    return SharedAdapter(factors, residual, shared.folds)
+
+
+def test_equal_adapters_make_one_cohort_whichever_objects_they_are(
+    encoder, sites, start, small_job
+) -> None:
+    """After an interruption the objects are others, and a site's bits depend on its cohort."""
+    tasks = tasks_of(sites, start)
+    copies = [dataclasses.replace(task, start=copy_of(start)) for task in tasks]
+    trained = [train_shared(encoder, some, small_job) for some in (tasks, copies)]
+    for one, other in zip(*trained, strict=True):
+        assert distance(one.factors, other.factors) == 0
+    personal = [
+        personalize(encoder, [PersonalTask(data, shared, 5) for data in sites], small_job)
+        for shared in (start, copy_of(start))
+    ]
+    own = [PersonalTask(data, copy_of(start), 5) for data in sites]
+    personal.append(personalize(encoder, own, small_job))
+    for one, *others in zip(*personal, strict=True):
+        for other in others:
+            assert distance(one.adapter, other.adapter) == 0
+            assert one.alpha == other.alpha
+
+
 def test_a_cohort_gives_the_same_bits_twice_and_any_order_the_same_numbers(
     encoder, sites, start, epoch_job
 ) -> None:

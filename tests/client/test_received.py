@@ -141,6 +141,17 @@ def test_an_adapter_is_read_checked_and_written_once_for_all_sites(tmp_path, mon
         }  # fmt: skip
 
 
+def test_sites_that_hold_parts_apart_join_them_to_one_adapter(tmp_path):
+    """More files than this process remembers; the cohort of a site must not depend on that."""
+    shared = adapter(1)
+    states = [SiteState(tmp_path / str(n)) for n in range(8)]
+    for state in states:
+        received(shared, state)
+    found = [received(shared, state, sent=())[0] for state in states]
+    assert len({id(each) for each in found}) == 1
+    assert found[0].sha256() == shared.sha256()
+
+
 def test_a_job_is_never_taken_for_another():
     policy = simulation_policy()
     other = JobConfig(name="other")

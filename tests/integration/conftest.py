@@ -17,6 +17,7 @@ from client.policy import simulation_policy
 from client.settings import SiteSettings
 from server.app import run_job
 from server.checkpoint import RunStore
+from server.events import Event
 from server.history import RunHistory
 from server.rounds import RunOutcome
 from shared.config import JobConfig
@@ -79,6 +80,7 @@ class Federation:
         run: Path,
         grid_of: Callable[[Mapping[str, SiteAgent]], LocalGrid] = LocalGrid,
         job: JobConfig | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> RunOutcome:
         """Carry the job out, or go on with it."""
         job = job or self.job
@@ -90,7 +92,7 @@ class Federation:
             RunHistory(f"sqlite:///{run / 'history.sqlite'}") as history,
             grid_of(self.agents(run)) as grid,
         ):
-            return run_job(grid, job, store, history, self.encoder.layout, base)
+            return run_job(grid, job, store, history, self.encoder.layout, base, on_event=on_event)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import pytest
 
 from client.agent import answer_together
 from client.service import SocketChannel, serve
+from shared.config import JobConfig
+from shared.errors import InterruptedRunError
 from shared.layout_file import load_adapter
 from shared.wire import body_of
 from simulations.grid import LocalGrid, LostMessageError, Together
@@ -105,6 +107,26 @@ def test_in_cohorts_the_numbers_are_the_same(plain, tmp_path, samples):
     again = federation.run(tmp_path / "again", in_cohorts(samples))
     assert again.shared.sha256() == together.shared.sha256()
     assert again.evaluations == together.evaluations
+
+
+def test_a_run_that_stops_in_any_round_goes_on_to_the_same_bits(plain, tmp_path):
+    """With cohorts, parts that the sites hold already, and folding in every other round."""
+    federation, _ = plain
+    tree = federation.job.model_dump(mode="json") | {"rounds": 5}
+    tree["aggregate"] |= {"fold_every": 2}
+    tree["personalize"] |= {"method": "none"}
+    job = JobConfig.model_validate(tree)
+    undisturbed = federation.run(tmp_path / "whole", in_cohorts(99), job).shared.sha256()
+    for stop in range(1, 6):
+
+        def interrupt(event, stop=stop):
+            if event.kind == "round-started" and event.round == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(InterruptedRunError):
+            federation.run(tmp_path / str(stop), in_cohorts(99), job, interrupt)
+        resumed = federation.run(tmp_path / str(stop), in_cohorts(99), job)
+        assert resumed.shared.sha256() == undisturbed
 
 
 def test_through_the_agents_sockets_the_bits_are_the_same(plain, tmp_path_factory, tmp_path):
