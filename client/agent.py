@@ -6,7 +6,6 @@ at the site, because it may quote a record. The answer depends on the request an
 data only, and a training that was answered is not done twice.
 """
 
-import hashlib
 import logging
 import resource
 import threading
@@ -14,18 +13,21 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from client.audit import AuditLog
+from client.audit import AuditLog, on_disk_together
 from client.data.load import load_site
 from client.data.records import SiteData
+from client.device_faults import DEVICE_LOST, OUT_OF_MEMORY, is_out_of_memory, lost_device
 from client.evaluation import evaluate_site
 from client.personalization import Personalized
 from client.policy import SitePolicy
 from client.received import EMPTY, check_fits, join_received, receive_parts
 from client.release import (
     Answer,
+    change_of,
     release_again,
     release_description,
     release_done,
@@ -36,13 +38,14 @@ from client.release import (
 )
 from client.settings import SiteSettings
 from client.state import SiteState, StoredPersonal
-from client.training import validation_loss
 from client.work import (
     Trained,
+    Validated,
     Work,
     alike,
     personalize_together,
     train_together,
+    validate_together,
 )
 from shared.adapter import (
     TOWERS,
@@ -68,6 +71,7 @@ from shared.messages import (
     Request,
     TrainSummary,
     decode_request,
+    question_of,
 )
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
@@ -75,6 +79,8 @@ from shared.results import Model
 from shared.tensors import Tensors
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _OURS = Path(__file__).parents[1]
 
@@ -96,6 +102,18 @@ class _MissingPartsError(Exception):
 def load_records(settings: SiteSettings, encoder: DualEncoder) -> SiteData:
     """Load a site's records with their pictures as an encoder takes them."""
     return load_site(settings.source, encoder.to_pixels, settings.pixels, encoder.preprocessing)
+
+
+class NotReleasedError(StorageError):
+    """Sites could not note their answers in their audit logs; nothing of them leaves.
+
+    Attributes:
+        answers: In the order in which the agents were asked: their answers, or why there is none.
+    """
+
+    def __init__(self, answers: Sequence[bytes | StorageError]) -> None:
+        super().__init__(next(str(each) for each in answers if isinstance(each, StorageError)))
+        self.answers = list(answers)
 
 
 class SiteAgent:
@@ -130,8 +148,7 @@ class SiteAgent:
         """Return the answer to a request, whatever the request says.
 
         Raises:
-            StorageError: If not even a refusal can be noted in the audit log; then nothing
-                leaves.
+            NotReleasedError: If not even a refusal can be noted in the audit log.
         """
         return answer_together([(self, body)])[0]
 
@@ -150,7 +167,7 @@ class SiteAgent:
             return release_needs(self._reply(request, started), self._audit)
         except Exception as error:
             return self._refuse(request, started, error)
-        question = hashlib.sha256(body).hexdigest()
+        question = question_of(body)
         kept = self._state.answer(question)
         return Work(request, question, kept, encoder, data, shared, started)
 
@@ -159,7 +176,7 @@ class SiteAgent:
 
         Args:
             work: What ``begin`` returned.
-            result: What came of it, or the error that did; ``None`` if it is done here.
+            result: What came of it, or the error that did; ``None`` to describe the site.
             together: Sites whose work was done at once; its time is shared among them.
         """
         reply = self._reply(work.request, work.started, together)
@@ -172,9 +189,9 @@ class SiteAgent:
                 personal = StoredPersonal(result.adapter, result.alpha)
                 self._state.save_personal(work.shared.sha256(), personal)
                 return release_done(reply, self._audit)
-            if work.request.kind == "describe":
-                return self._describe(work, reply)
-            return self._evaluate(work)
+            if isinstance(result, Validated):
+                return self._evaluate(work, result)
+            return self._describe(work, reply)
         except Exception as error:
             return self._refuse(work.request, work.started, error)
 
@@ -220,11 +237,12 @@ class SiteAgent:
 
     def _release_training(self, work: Work, trained: Trained, reply: Answer) -> bytes:
         adapter, start = trained.adapter, work.shared.factors
-        change = {name: array - start[name] for name, array in adapter.factors.items()}
+        change = change_of(adapter.factors, start)
         summary = TrainSummary(
             loss=adapter.loss,
             validation_loss=trained.loss_before,
             gradient_norms=dict(adapter.gradient_norms),
+            discrepancy=dict(adapter.discrepancy),
             steps=adapter.steps,
         )
         layout = work.encoder.layout
@@ -232,7 +250,7 @@ class SiteAgent:
         self._state.keep_answer(work.question, answer)
         return answer
 
-    def _evaluate(self, work: Work) -> bytes:
+    def _evaluate(self, work: Work, validated: Validated) -> bytes:
         started = time.monotonic()
         request, encoder, data, shared = work.request, work.encoder, work.data, work.shared
         stored = self._state.load_personal(shared.sha256())
@@ -248,9 +266,8 @@ class SiteAgent:
         policy = self._policy.model_copy(update={"minimum_count": least})  # the stricter wins
         in_use = towers_in_use(data.towers, stored.alpha if stored else {})
         evaluation = evaluate_site(encoder, data, views, job, in_use, request.seed)
-        final_loss = validation_loss(encoder, data, views["shared"], job)
         reply = self._reply(request, started)
-        return release_evaluation(reply, evaluation, final_loss, policy, self._audit)
+        return release_evaluation(reply, evaluation, validated.loss, policy, self._audit)
 
     def _references(self, layout: AdapterLayout) -> dict[Model, AdapterView]:
         """Return the further adapters to score; files that are not there are left out."""
@@ -283,13 +300,15 @@ def answer_together(asked: Sequence[tuple[SiteAgent, bytes]]) -> list[bytes]:
         asked: Agents with a request each; every agent once.
 
     Raises:
-        StorageError: If not even a refusal can be noted in an audit log.
+        NotReleasedError: If not even a refusal can be noted in the audit logs of some; it holds
+            the answers of the others.
+        StorageError: If the disk fails while all wait for it; then nothing leaves.
     """
-    with ExitStack() as locks:
+    with on_disk_together(), ExitStack() as locks:
         for agent, _ in asked:
             locks.enter_context(agent.lock)
-        begun = [agent.begin(body) for agent, body in asked]
-        answers = [begin if isinstance(begin, bytes) else b"" for begin in begun]
+        begun = [_noted(partial(agent.begin, body)) for agent, body in asked]
+        answers = [b"" if isinstance(begin, Work) else begin for begin in begun]
         numbers = [number for number, begin in enumerate(begun) if isinstance(begin, Work)]
         works = [begin for begin in begun if isinstance(begin, Work)]
         for group in alike(works):
@@ -297,19 +316,41 @@ def answer_together(asked: Sequence[tuple[SiteAgent, bytes]]) -> list[bytes]:
             found = _answer_group(agents, [works[number] for number in group])
             for number, answer in zip(group, found, strict=True):
                 answers[numbers[number]] = answer
-    return answers
+    released = [answer for answer in answers if isinstance(answer, bytes)]
+    if len(released) < len(answers):
+        raise NotReleasedError(answers)
+    return released
 
 
-def _answer_group(agents: Sequence[SiteAgent], works: Sequence[Work]) -> list[bytes]:
+def _noted(step: Callable[[], Result]) -> Result | StorageError:
+    """Return what a step gives, or why its site could not write its audit log."""
+    try:
+        return step()
+    except StorageError as error:
+        failed = error
+    except OSError as error:
+        failed = StorageError(f"the audit log cannot be used: {error.strerror}")
+        failed.__cause__ = error
+    # Only the place is logged, as for a refusal.
+    log.error("nothing released: storage at %s", _place_of(failed))
+    return failed
+
+
+def _answer_group(agents: Sequence[SiteAgent], works: Sequence[Work]) -> list[bytes | StorageError]:
     """Answer works of one kind and job."""
     if all(work.kept is not None for work in works):
-        return [agent.answer_again(work) for agent, work in zip(agents, works, strict=True)]
+        return [
+            _noted(partial(agent.answer_again, work))
+            for agent, work in zip(agents, works, strict=True)
+        ]
     results: Sequence[object] = [None] * len(works)
     try:
         if works[0].request.kind == "train":
             results = train_together(works)
         elif works[0].request.kind == "personalize":
             results = personalize_together(works)
+        elif works[0].request.kind == "evaluate":
+            results = validate_together(works)
     except Exception as error:
         if len(works) > 1:  # whatever one site's records do, the others answer
             pairs = zip(agents, works, strict=True)
@@ -317,7 +358,7 @@ def _answer_group(agents: Sequence[SiteAgent], works: Sequence[Work]) -> list[by
         results = [error]
     together = len(works) if any(result is not None for result in results) else 1
     return [
-        agent.finish(work, result, together)
+        _noted(partial(agent.finish, work, result, together))
         for agent, work, result in zip(agents, works, results, strict=True)
     ]
 
@@ -360,9 +401,10 @@ def _reason_of(error: Exception) -> str:
         if isinstance(error, sort):
             log.warning("request refused: %s (%s at %s)", reason, type(error).__name__, where)
             return reason
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
-        log.error("request refused: out-of-memory at %s", where)
-        return "out-of-memory"
+    device = OUT_OF_MEMORY if is_out_of_memory(error) else DEVICE_LOST if lost_device(error) else ""
+    if device:
+        log.error("request refused: %s at %s", device, where)
+        return device
     log.error("request refused: internal (%s at %s)", type(error).__name__, where)
     return "internal"
 

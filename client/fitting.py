@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from client.balance import coefficients, discrepancy
 from client.losses import LossContext, Part, batch_losses, encode
 from shared.adapter import TOWERS, Factor, Tower
 from shared.config import TrainConfig
@@ -78,11 +79,15 @@ class Learner:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Mean loss in nats, steps, and mean gradient norm per tower, before clipping."""
+    """Mean loss in nats, steps, and mean gradient norm per tower, before clipping.
+
+    ``discrepancy`` says how far ahead each tower is (``client.balance``), if both are trained.
+    """
 
     loss: float
     steps: int
     gradient_norms: dict[Tower, float]
+    discrepancy: dict[Tower, float]
 
 
 def fit(
@@ -182,7 +187,18 @@ class _Rows:
         whole = torch.stack(list(norms.values())).square().sum(0).sqrt()
         share = (self._config.max_gradient_norm / (whole + _TINY)).clamp(max=1.0)
         gradients.mul_(share[:, None])
+        before = self._stack.values.clone() if self._config.balance else None
         self._optimizer.step()
+        if before is not None:
+            self._balance(before, norms)
+
+    def _balance(self, before: Tensor, norms: dict[Tower, Tensor]) -> None:
+        """Take back a part of the step of the tower that runs ahead: a smaller learning rate."""
+        share = coefficients(norms, self._config.balance)
+        values = self._stack.values
+        for tower, columns in self._columns:
+            moved = torch.lerp(before[:, columns], values[:, columns], share[tower][:, None])
+            values[:, columns] = moved
 
     def _norms_by_tower(self, gradients: Tensor) -> dict[Tower, Tensor]:
         squares: dict[Tower, Tensor] = {}
@@ -204,7 +220,8 @@ class _Rows:
                 "learning rate, or check the pictures and labels for constant values",
             )
         norms = {
-            tower: float(torch.stack([n[tower][row] for n in self._norms[: learner.steps]]).mean())
+            tower: torch.stack([n[tower][row] for n in self._norms[: learner.steps]])
             for tower in dict.fromkeys(tower for tower, _ in self._slices[row])
         }
-        return FitResult(float(losses.mean()), learner.steps, norms)
+        means = {tower: float(norm.mean()) for tower, norm in norms.items()}
+        return FitResult(float(losses.mean()), learner.steps, means, discrepancy(norms))

@@ -47,6 +47,8 @@ REFUSALS: dict[str, str] = {
     "change-not-finite": "the change of the adapter was not finite",
     "out-of-range": "the change does not fit the round's fixed point",
     "out-of-memory": "the site has too little memory for this round",
+    "device-lost": "the device that trains at the site stopped working",
+    "no-projection": "the base has no projections that a site could keep to itself",
     "storage": "the site could not write to its own disk",
     "internal": "the site met an error of its own; its operator sees where",
 }

@@ -31,7 +31,7 @@ _ALPHA = TypeAdapter(dict[Tower, float])
 
 @dataclass(frozen=True)
 class StoredPersonal:
-    """A personal adapter and its mixing weight per tower, as duet chose it."""
+    """A personal adapter and its mixing weight per tower, as its method chose it."""
 
     adapter: Adapter
     alpha: Mapping[Tower, float]

@@ -11,6 +11,13 @@ import torch
 
 from client.batches import Batch, PreparedSplit, draw_batches, prepare, steps_of
 from client.data.records import SiteData
+from client.device_faults import (
+    DEVICE_LOST,
+    device_lost,
+    does_not_fit,
+    is_out_of_memory,
+    lost_device,
+)
 from client.fitting import Block, FitResult, Learner, Schedule, fit
 from client.losses import (
     LossContext,
@@ -19,8 +26,6 @@ from client.losses import (
     Teacher,
     ask_teacher,
     embed_prompts,
-    encode_all,
-    held_out_losses,
 )
 from client.prefix_cache import keep_prefixes
 from shared.adapter import AdapterLayout, Array, Factor, SharedAdapter, Tower, factor_name
@@ -28,8 +33,6 @@ from shared.config import JobConfig, TrainConfig
 from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
-
-OUT_OF_MEMORY = "out-of-memory"
 
 _log = logging.getLogger(__name__)
 
@@ -57,12 +60,14 @@ class TrainedAdapter:
         loss: Mean over the steps, in nats.
         steps: Optimiser steps taken.
         gradient_norms: Mean norm of the gradient per trained tower, before clipping.
+        discrepancy: How far ahead each tower is, if both are trained (``client.balance``).
     """
 
     factors: dict[str, Array]
     loss: float
     steps: int
     gradient_norms: dict[Tower, float]
+    discrepancy: dict[Tower, float]
 
 
 def train_shared(
@@ -75,7 +80,7 @@ def train_shared(
 
     Returns:
         Per task what training gave, or why it could not: ``no-training-data``,
-        ``too-few-records``, ``loss-not-finite`` or ``out-of-memory``.
+        ``too-few-records``, ``loss-not-finite``, ``out-of-memory`` or ``device-lost``.
     """
     results: dict[int, TrainedAdapter | TrainingError] = {}
     for numbers in _alike([_foundation(task) for task in tasks]):
@@ -107,42 +112,28 @@ def in_halves(
     """Train tasks together; if memory does not suffice, in two halves, and so on.
 
     Every task starts anew from its own start and seed, so that halving changes no result
-    beyond rounding.
+    beyond rounding. On a device that is gone nothing is tried again.
     """
     try:
         return train(tasks)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        words = lost_device(error)
+        if words is None and not is_out_of_memory(error):
             raise
+    if words is not None:
+        lost = device_lost(words)
+        _log.error("%s", lost)
+        return [lost] * len(tasks)
     # Outside of the handler, whose traceback would keep the failed attempt's tensors alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(tasks) == 1:
-        too_much = _does_not_fit()
+        too_much = does_not_fit()
         _log.warning("%s", too_much)
         return [too_much]
     half = len(tasks) // 2
     _log.warning("out of memory with %d sites at once; going on with %d", len(tasks), half)
     return [*in_halves(train, tasks[:half]), *in_halves(train, tasks[half:])]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; on CPUs torch has no type for it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _does_not_fit() -> TrainingError:
-    free = ""
-    if torch.cuda.is_available():
-        free = f" ({torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB free on the device)"
-    return TrainingError(
-        OUT_OF_MEMORY,
-        f"one site alone does not fit into memory{free}; lower train.batch_size or "
-        "model.max_tokens, adapt fewer layers (lora.layers = 'top:2'), or use "
-        "model.precision = 'bfloat16'",
-    )
 
 
 def _train_cohort(
@@ -180,7 +171,9 @@ def _trained(
 ) -> TrainedAdapter | TrainingError:
     if isinstance(result, TrainingError):
         return result
-    return TrainedAdapter(factors, result.loss, result.steps, result.gradient_norms)
+    return TrainedAdapter(
+        factors, result.loss, result.steps, result.gradient_norms, result.discrepancy
+    )
 
 
 def _learner(encoder: DualEncoder, task: SiteTask, job: JobConfig, row: int) -> Learner:
@@ -222,8 +215,16 @@ def train_local(
 
     Returns:
         Per site its adapter, or why there is none; as ``train_shared``.
+
+    Raises:
+        TrainingError: ``device-lost``: it is no site's fault, and all of them can be trained
+            elsewhere.
     """
-    return in_halves(lambda some: _train_locals(encoder, some, job), sites)
+    found = in_halves(lambda some: _train_locals(encoder, some, job), sites)
+    for result in found:
+        if isinstance(result, TrainingError) and result.reason == DEVICE_LOST:
+            raise result
+    return found
 
 
 def _train_locals(
@@ -314,24 +315,6 @@ def site_blocks(
     """Yield the steps of a site that trains one row on its own batches, with shifted pictures."""
     for batch in batches:
         yield [Block(Part(train, batch, row, shift), context)]
-
-
-def validation_loss(
-    encoder: DualEncoder, data: SiteData, view: AdapterView, job: JobConfig
-) -> float | None:
-    """Return the mean loss of the validation records under a view, in nats.
-
-    Pairs count with InfoNCE against the validation pairs, lone labelled records with their
-    prompt loss; ``None`` if there is neither.
-    """
-    encoder.use(view)
-    prompts = embed_prompts(encoder, data)
-    val = prepare(encoder, data, "val")
-    keep_prefixes(encoder, val, job, training=False)
-    features = encode_all(encoder, val, val.everything)
-    kappa = job.train.label_similarity
-    scores = held_out_losses(features, val, prompts, encoder.logit_scale, kappa)
-    return float(scores.losses.mean()) if len(scores.losses) else None
 
 
 def check_learnable(encoder: DualEncoder, data: SiteData) -> PreparedSplit:

@@ -221,7 +221,8 @@ class RoundEngine:
         shared, factors = opened.asking.shared, opened.asking.request.factors
         updates = self._updates(opened)
         watch = None
-        if len(factors) > 1 and ProductError.affordable(self.layout):
+        by_construction = len(factors) == 1 and self.job.aggregate.applies_the_mean
+        if not by_construction and ProductError.affordable(self.layout):
             watch = ProductError(shared, self.layout)
             updates = watch.watch(updates)
         try:
@@ -232,8 +233,8 @@ class RoundEngine:
             )
             self._events.emit("round-failed", round_number=number, reason="quorum")
             raise
-        # With one factor trained the sum is linear in the changes: exact by construction.
-        exact = 0.0 if len(factors) == 1 else None
+        # With one factor trained the products are linear in the changes, so their mean is exact.
+        exact = 0.0 if by_construction else None
         self._commit(opened, applied, watch.relative(applied) if watch else exact)
         return applied
 

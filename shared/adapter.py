@@ -92,11 +92,14 @@ class SharedAdapter:
         residual: Folded products, as factors of any rank; empty before the first fold.
             Names as in ``factors``, so B_res A_res is added to B A of the same layer.
         folds: How often the adapter was folded into the residual (the base's version).
+        state: What the rule remembers from round to round. It stays at the server and is no
+            part of the function, so no digest has it.
     """
 
     factors: Adapter
     residual: Adapter = field(default_factory=dict)
     folds: int = 0
+    state: Adapter = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Return the digest of all names, shapes and bits."""

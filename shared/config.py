@@ -8,19 +8,32 @@ unsound are refused with a sentence that says why.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from shared.errors import ConfigError
-from shared.results import Metric
+from shared.results import Kind, Metric
 from shared.toml_files import first_problem, read_toml
 
-AggregationRule = Literal["fedavg", "ffa", "altfold"]
-PersonalizationMethod = Literal["duet", "none"]
+AggregationRule = Literal["fedavg", "ffa", "altfold", "flexlora", "fedex", "flora"]
+CombiningRule = Literal[
+    "mean", "trimmed-mean", "median", "geometric-median", "multi-krum", "clipped-mean"
+]
+ServerOptimization = Literal["none", "momentum", "adam", "yogi"]
+PersonalizationMethod = Literal["duet", "none", "finetune", "local", "ditto", "fedper", "feddat"]
+PartitionRule = Literal["sites", "column", "iid", "dirichlet", "pathological", "quantity"]
 Engine = Literal["local", "flower"]
+AttackKind = Literal["scale", "flip", "nan", "shape", "dtype", "weights", "stale"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 COMMAND_LINE: Final = "command line"
@@ -29,6 +42,13 @@ COMMAND_LINE: Final = "command line"
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Rates = Annotated[
+    dict[str, Annotated[float, Field(ge=0, le=1)]],
+    BeforeValidator(lambda given: {"all": given} if isinstance(given, int | float) else given),
+]
+"""A rate of each site; ``all`` stands for those that are not named, a number for all."""
 
 
 class DataConfig(_Table):
@@ -52,6 +72,92 @@ class DataConfig(_Table):
     """Sites whose images are ignored."""
 
 
+class PartitionConfig(_Table):
+    """``[partition]``: the records of all sites, dealt out anew to simulated sites."""
+
+    by: PartitionRule = "sites"
+    """How patients find their site; ``sites`` keeps the sites as they are (docs/data.md)."""
+    sites: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many sites to make; not for ``sites`` and ``column``, where the records say it."""
+    column: Annotated[str, Field(min_length=1)] | None = None
+    """``column``: the column that names the site, ``data.site_column`` if not given.
+    dirichlet and pathological: the column whose values are the classes; the labels if not given."""
+    alpha: Annotated[float, Field(ge=1e-3, le=1e6)] = 0.5
+    """dirichlet, and quantity with ``sizes = 'dirichlet'``: small is uneven, large is even."""
+    min_size: Annotated[int, Field(ge=1)] = 2
+    """Least training records of a site; what is drawn at random is drawn again if need be."""
+    self_balancing: bool = False
+    """dirichlet: a site that has more than its even share gets nothing of the classes to come."""
+    classes_per_site: Annotated[int, Field(ge=1)] = 2
+    """pathological: how many classes a site has."""
+    assignment: Literal["random", "deterministic", "first-deterministic"] = "random"
+    """pathological: which ones."""
+    sizes: Literal["linear", "square", "exponential", "dirichlet"] = "linear"
+    """quantity: how the size of a site grows with its number."""
+    kinds: dict[Kind, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Shares of the sites that are paired, image, text and unpaired; they sum to 1."""
+    missing_image: Rates = {}
+    """Share of a site's pairs that lose their image: a number, or a table of sites and ``all``."""
+    missing_text: Rates = {}
+    """Share of a site's pairs that lose their text; of other pairs than ``missing_image``."""
+    noisy_pairs: Rates = {}
+    """Share of a site's pairs whose texts are exchanged with those of other patients."""
+    keep_style: bool = True
+    """Phantoms: every report in the style of the site it was drawn for; else all in one."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the simulated sites differ from those that were given."""
+        return self != PartitionConfig()
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> Self:
+        used = {"by", "min_size", "kinds", "missing_image", "missing_text", "noisy_pairs"}
+        used |= {"keep_style", *_PARTITION_OPTIONS[self.by]}
+        if self.by == "quantity" and self.sizes != "dirichlet":
+            used.discard("alpha")
+        for name, value in PartitionConfig.model_construct():
+            if name not in used and getattr(self, name) != value:
+                users = [by for by, options in _PARTITION_OPTIONS.items() if name in options]
+                raise ValueError(
+                    f"partition.{name} is not used by partition.by = '{self.by}', but by "
+                    f"{' and '.join(users)}; leave it out"
+                )
+        if self.sites is None and "sites" in _PARTITION_OPTIONS[self.by]:
+            raise ValueError(
+                f"partition.by = '{self.by}' needs partition.sites, how many sites to make"
+            )
+        if self.kinds and abs(sum(self.kinds.values()) - 1) > 1e-6:
+            raise ValueError(
+                f"partition.kinds are shares of the sites and must sum to 1, not to "
+                f"{sum(self.kinds.values()):g}"
+            )
+        for site in {*self.missing_image, *self.missing_text}:
+            lost = rate_of(self.missing_image, site) + rate_of(self.missing_text, site)
+            if lost > 1:
+                raise ValueError(
+                    f"partition.missing_image and missing_text of {site!r} sum to {lost:g}: a "
+                    "pair can lose one of its sides only; expected at most 1"
+                )
+        return self
+
+
+_PARTITION_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "sites": (),
+    "column": ("column",),
+    "iid": ("sites",),
+    "dirichlet": ("sites", "column", "alpha", "self_balancing"),
+    "pathological": ("sites", "column", "classes_per_site", "assignment"),
+    "quantity": ("sites", "sizes", "alpha"),
+}
+"""What each partition needs to know, apart from what all take."""
+
+
+def rate_of(rates: Mapping[str, float], site: str) -> float:
+    """Return a site's rate: its own, else that of ``all``, else 0."""
+    return rates.get(site, rates.get("all", 0.0))
+
+
 class ModelConfig(_Table):
     """``[model]``: the frozen encoder that all sites start from."""
 
@@ -64,6 +170,10 @@ class ModelConfig(_Table):
     where the device is faster with it (GPUs, CPUs with AMX or AVX512-BF16)."""
     max_tokens: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Longest text in tokens; the base's own limit if not given."""
+    compile: bool = False
+    """Let torch compile norms and activations (``torch.compile``); plain CLIP models only. It takes
+    minutes and changes results by rounding. Off: on CPUs a run does not earn that back, and on
+    GPUs it was not measured."""
 
 
 class LoraConfig(_Table):
@@ -104,6 +214,9 @@ class TrainConfig(_Table):
     """Weight of the anchor that keeps a lone tower in the frozen other one's space."""
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx: mu / 2 times the squared distance to the received factors."""
+    balance: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """OGM-GE: a of the factor 1 - tanh(a rho) on the steps of the tower whose gradient norm is rho
+    times the other one's, rho > 1; 0 leaves both alone, the paper uses 0.1 to 0.8."""
     prefix_cache_mb: Annotated[int, Field(ge=0)] = 512
     """MB (2**20 bytes) of memory in which a process keeps what layers below the first adapted one
     (``lora.layers = 'top:N'``) give, over all its sites; 0 computes it in every step. Pictures
@@ -123,13 +236,34 @@ class TrainConfig(_Table):
         return self
 
 
+_FOLDING_RULES: Final = ("altfold", "ffa")
+_PRODUCT_RULES: Final = ("flexlora", "fedex", "flora")
+"""They multiply each site's factors, so the server must see them one by one."""
+_COUNTING_RULES: Final = ("trimmed-mean", "median", "multi-krum")
+"""They count every site once, whatever it weighs."""
+_LEAST_SITES: Final = {"trimmed-mean": 1, "multi-krum": 3}
+"""Sites that a rule needs beyond twice the hostile ones."""
+
+
 class AggregateConfig(_Table):
     """``[aggregate]``: how adapters become one."""
 
     rule: AggregationRule = "altfold"
+    """Which factors the sites train and what becomes of them; see docs/methods.md."""
+    combine: CombiningRule = "mean"
+    """fedavg, ffa and altfold: how the sites' changes become one. All but ``mean`` withstand
+    hostile or broken sites, and need every site's change."""
+    hostile: Annotated[int, Field(ge=0)] = 0
+    """trimmed-mean and multi-krum: how many hostile or broken sites to withstand, f; of those
+    that trained a tower they need 2 f + 1 and 2 f + 3."""
+    tail: Literal["drop", "fold"] = "drop"
+    """flexlora: what becomes of the mean product beyond the rank, ``fold`` into the base."""
     fold_every: Annotated[int, Field(ge=0)] = 4
     """altfold and ffa: fold the adapter into the base every so many rounds; 0 never."""
+    server_optimizer: ServerOptimization = "none"
+    """fedavg, and ffa without folding: what makes a step of the sites' common change."""
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Of that step: 1 is the change itself; adam and yogi 0.01 if not given."""
     weighting: Literal["sqrt", "size", "equal"] = "sqrt"
     """How much a site counts, by its training records in the tower."""
     max_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -146,23 +280,117 @@ class AggregateConfig(_Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _fedavg_never_folds(cls, values: object) -> object:
+    def _what_the_rule_implies(cls, values: object) -> object:
         # Written out, so that a job means the same after a trip through a file or a message.
-        if isinstance(values, dict) and values.get("rule") == "fedavg":
-            return {"fold_every": 0, **values}
+        if isinstance(values, dict):
+            if values.get("rule", "altfold") not in _FOLDING_RULES:
+                values = {"fold_every": 0, **values}
+            if values.get("combine") in _COUNTING_RULES:
+                values = {"weighting": "equal", **values}
+            if values.get("server_optimizer") in ("adam", "yogi"):
+                values = {"server_learning_rate": 0.01, **values}
         return values
+
+    @property
+    def applies_the_mean(self) -> bool:
+        """Whether the change that is applied is the weighted mean of the sites' changes."""
+        plain = self.server_optimizer == "none" and self.server_learning_rate == 1.0
+        return plain and self.combine == "mean"
+
+    @property
+    def needs_every_change(self) -> bool:
+        """Whether the server must see each site's change; else it needs their sum only."""
+        return self.combine != "mean" or self.rule in _PRODUCT_RULES
+
+    def unsound(self) -> str | None:
+        """Return why the options do not go together and what to do instead, or ``None``."""
+        return next(_contradictions(self), None)
+
+
+def _contradictions(config: AggregateConfig) -> Iterator[str]:
+    """Yield what does not go together, each with its reason and its remedy."""
+    yield from _beside_the_rule(config)
+    yield from _beside_the_combining(config)
+    if config.cohort is not None and config.quorum is not None and config.quorum > config.cohort:
+        yield f"aggregate.quorum = {config.quorum} can never be met by cohort = {config.cohort}"
+
+
+def _beside_the_rule(config: AggregateConfig) -> Iterator[str]:
+    rule, combine = config.rule, config.combine
+    if config.fold_every and rule == "fedavg":
+        yield (
+            "aggregate.fold_every needs altfold or ffa: fedavg trains both factors, so "
+            "their product is not the mean of the sites' products and must not be folded"
+        )
+    if config.fold_every and rule not in _FOLDING_RULES:
+        yield (
+            f"aggregate.fold_every needs altfold or ffa: {rule} has its own way with the base; "
+            "leave fold_every out"
+        )
+    if config.tail == "fold" and rule != "flexlora":
+        yield (f"aggregate.tail = 'fold' needs flexlora: {rule} cuts no tail off; leave tail out")
+    if rule in _PRODUCT_RULES and combine != "mean":
+        yield (
+            f"aggregate.combine = '{combine}' needs altfold, ffa or fedavg: {rule} is made of the "
+            "mean of the sites' products, which one hostile site can move anywhere; use altfold"
+        )
+    if rule in _PRODUCT_RULES and config.server_learning_rate != 1.0:
+        yield (
+            f"aggregate.server_learning_rate needs altfold, ffa or fedavg: {rule} puts the mean "
+            "of the sites' products in place of the old one and takes no step; leave it out"
+        )
+    if config.server_optimizer != "none" and (config.fold_every or rule not in ("ffa", "fedavg")):
+        yield (
+            f"aggregate.server_optimizer = '{config.server_optimizer}' needs fedavg, or ffa with "
+            "fold_every = 0: other rules turn or replace the factors, so that what is remembered "
+            "of a coordinate would belong to another; leave it out"
+        )
+
+
+def _beside_the_combining(config: AggregateConfig) -> Iterator[str]:
+    combine, hostile = config.combine, config.hostile
+    if combine in _COUNTING_RULES and config.weighting != "equal":
+        yield (
+            f"aggregate.weighting must be 'equal' with combine = '{combine}', which counts every "
+            "site once; or use 'geometric-median', which weighs sites"
+        )
+    if combine in _LEAST_SITES:
+        if not hostile:
+            yield (
+                f"aggregate.combine = '{combine}' with hostile = 0 would leave nobody out; give "
+                "aggregate.hostile, the number of sites that may be hostile or broken"
+            )
+        least = 2 * hostile + _LEAST_SITES[combine]
+        for key, number in (("cohort", config.cohort), ("quorum", config.quorum)):
+            if number is not None and number < least:
+                yield (
+                    f"aggregate.{key} = {number} is too few for combine = '{combine}', which "
+                    f"needs {least} sites to withstand hostile = {hostile}; raise {key} or lower "
+                    "hostile"
+                )
+    elif hostile:
+        yield (
+            f"aggregate.hostile needs trimmed-mean or multi-krum: combine = '{combine}' does not "
+            "ask how many sites are hostile; leave it out"
+        )
 
 
 class PersonalizeConfig(_Table):
-    """``[personalize]``: the adapter that never leaves a site."""
+    """``[personalize]``: the adapter that never leaves a site (docs/personalization.md)."""
 
     method: PersonalizationMethod = "duet"
     rank: Annotated[int, Field(ge=1, le=256)] = 8
+    """Of duet and local; the others go on from the shared factors and have their rank."""
     steps: Annotated[int, Field(ge=0)] = 60
-    """Optimiser steps of the fit on the finished shared adapter."""
+    """Optimiser steps of the fit on the finished shared adapter; 0 uses that as it is."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
     distill: Annotated[float, Field(ge=0)] = 0.1
-    """Lambda_P: weight of the feature distillation from shared to personal."""
+    """duet: lambda_P, weight of the feature distillation from shared to personal."""
+    proximal: Annotated[float, Field(ge=0)] = 1.0
+    """ditto: mu / 2 times the squared distance to the shared factors; 0 is finetune."""
+    use: Literal["if-better", "always"] = "if-better"
+    """Of the own adapter: in a tower where it beats the shared one on the site's validation
+    records, or always, as in papers that do not look."""
     grid_from: Annotated[int, Field(ge=1)] = 200
     """From so many validation pairs on, alpha is chosen from 0, 1/4, 1/2, 3/4, 1."""
 
@@ -186,6 +414,13 @@ class EvaluateConfig(_Table):
     baselines: list[Literal["local", "centralised"]] = ["local", "centralised"]
     gallery_queries: Annotated[int, Field(ge=0, le=12)] = 4
     minimum_count: Annotated[int, Field(ge=1)] = 20
+
+
+class AttackConfig(_Table):
+    """``[attack]``: simulated sites that send something else than what they trained."""
+
+    sites: dict[str, AttackKind] = {}
+    """Kind of attack by site: scale, flip, nan, shape, dtype, weights or stale."""
 
 
 class SimulationConfig(_Table):
@@ -217,6 +452,7 @@ class JobConfig(_Table):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
@@ -224,22 +460,35 @@ class JobConfig(_Table):
     personalize: PersonalizeConfig = PersonalizeConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    attack: AttackConfig = AttackConfig()
     simulation: SimulationConfig = SimulationConfig()
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        rule, fold = self.aggregate.rule, self.aggregate.fold_every
-        if rule == "fedavg" and fold:
+        unsound = self.aggregate.unsound()
+        if unsound:
+            raise ValueError(unsound)
+        projections = [target for target in self.lora.targets if "projection" in target]
+        if self.personalize.method == "fedper" and not projections:
             raise ValueError(
-                "aggregate.fold_every needs altfold or ffa: fedavg trains both factors, so "
-                "their product is not the mean of the sites' products and must not be folded"
+                "personalize.method = 'fedper' makes the projections a site's own, and "
+                "lora.targets adapts none; add 'projection' or use 'finetune'"
             )
+        if self.partition.active:
+            given = [k for k in ("sites", "image_only", "text_only") if getattr(self.data, k)]
+            if given:
+                raise ValueError(
+                    f"data.{given[0]} names sites as they are, and [partition] makes others; leave "
+                    "it out (partition.kinds makes sites of one modality)"
+                )
+            column = self.partition.column or self.data.site_column
+            if self.partition.by == "column" and not column:
+                raise ValueError("partition.by = 'column' needs partition.column")
+        if self.attack.sites and self.simulation.engine == "flower":
+            raise ValueError("attack needs simulation.engine = 'local', which plays the attackers")
         both = set(self.data.image_only) & set(self.data.text_only)
         if both:
             raise ValueError(f"data: {sorted(both)[0]} is both image_only and text_only")
-        cohort, quorum = self.aggregate.cohort, self.aggregate.quorum
-        if cohort is not None and quorum is not None and quorum > cohort:
-            raise ValueError(f"aggregate.quorum = {quorum} can never be met by cohort = {cohort}")
         return self
 
     def digest(self) -> str:
@@ -248,7 +497,11 @@ class JobConfig(_Table):
         Where the data lie and which engine carries the messages are left out, so that a
         job keeps its digest between a simulation and a deployment.
         """
-        content = self.model_dump(mode="json", exclude={"simulation": True, "data": {"folder"}})
+        # Without a partition a job keeps the digest that it had before there were any.
+        left_out: dict[str, bool | set[str]] = {"simulation": True, "data": {"folder"}}
+        if not self.partition.active:
+            left_out["partition"] = True
+        content = self.model_dump(mode="json", exclude=left_out)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,8 +1,9 @@
 """Adapters and their layout as files: ``layout.json`` and ``*.safetensors``.
 
 The layout lets the coordinator check and aggregate factors without torch or the base. A
-shared adapter is one safetensors file with the keys ``factors/<name>`` and
-``residual/<name>``; its number of folds is in the file's metadata.
+shared adapter is one safetensors file with the keys ``factors/<name>``, ``residual/<name>``
+and, where a rule remembers something, ``state/<name>``; its number of folds is in the file's
+metadata.
 """
 
 import json
@@ -76,6 +77,7 @@ def adapter_bytes(shared: SharedAdapter) -> bytes:
     """Return a shared adapter as the content of a safetensors file."""
     tensors = {f"factors/{name}": array for name, array in shared.factors.items()}
     tensors |= {f"residual/{name}": array for name, array in shared.residual.items()}
+    tensors |= {f"state/{name}": array for name, array in shared.state.items()}
     return safetensors.numpy.save(tensors, metadata={"folds": str(shared.folds)})
 
 
@@ -85,7 +87,7 @@ def load_adapter(path: Path) -> SharedAdapter:
     Raises:
         RunDirectoryError: If the file is missing, damaged or something else.
     """
-    parts: dict[str, dict[str, Array]] = {"factors": {}, "residual": {}}
+    parts: dict[str, dict[str, Array]] = {"factors": {}, "residual": {}, "state": {}}
     try:
         with safe_open(path, framework="numpy") as file:
             folds = int((file.metadata() or {}).get("folds", "0"))
@@ -99,4 +101,4 @@ def load_adapter(path: Path) -> SharedAdapter:
             f"{path}: not a shared adapter ({type(error).__name__}); expected safetensors with "
             "the keys factors/<name> and residual/<name>"
         ) from None
-    return SharedAdapter(parts["factors"], parts["residual"], folds)
+    return SharedAdapter(parts["factors"], parts["residual"], folds, parts["state"])

@@ -109,6 +109,9 @@ class TrainSummary(_Header):
     validation_loss: float | None = None
     """Of the received shared adapter, before training; nats."""
     gradient_norms: dict[Tower, float] = {}
+    discrepancy: dict[Tower, float] = {}
+    """Gradient norm of a tower over the other one's, geometric mean over the steps; above 1 the
+    tower runs ahead. Empty unless the site trained both."""
     clipped: bool = False
     steps: int = 0
 

@@ -7,7 +7,7 @@ Words used below
 ----------------
 *model*  one of ``MODELS``: what was scored. ``base`` frozen encoder, ``local`` this site
          training alone, ``shared`` the federation's adapter, ``personal`` shared plus the
-         site's own adapter as duet chose to use it, ``centralised`` one adapter trained on all
+         site's own adapter as its method uses it, ``centralised`` one adapter trained on all
          sites' data (simulation only), ``oracle`` a reader that sees every finding (phantoms).
 *metric* one of ``METRICS``; all lie in 0..1.
 """

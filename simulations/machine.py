@@ -8,11 +8,16 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
+from client.device_faults import DEVICE_LOST
+from server.events import Event
 from shared.config import JobConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TrainingError
 from shared.model.encoder import DualEncoder
 
 _RECORDED = ("torch", "transformers", "peft", "flwr", "numpy", "safetensors")
@@ -25,6 +30,8 @@ def settle(job: JobConfig) -> str:
         ConfigError: If the job asks for CUDA and there is none.
     """
     torch.set_num_threads(job.simulation.threads)
+    # NumPy's too: decompositions may round otherwise, and its threads keep torch's from working.
+    threadpool_limits(job.simulation.threads, user_api="blas")
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # Only a help for finding reads of what was never written, and 5 % of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -54,6 +61,39 @@ def devices(device: str) -> list[str]:
     if device != "cuda":
         return [device]
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+class DeviceWatch:
+    """Ends a run when a device of this machine is gone: its sites must not just be missing.
+
+    Args:
+        show: Told every event first.
+        run: The run directory.
+        rounds: Rounds of the job.
+    """
+
+    def __init__(self, show: Callable[[Event], None], run: Path, rounds: int) -> None:
+        self._show, self._run, self._rounds = show, run, rounds
+        self._committed = 0
+
+    def __call__(self, event: Event) -> None:
+        """Take notice of an event.
+
+        Raises:
+            TrainingError: ``device-lost``, with what is kept and how to go on.
+        """
+        self._show(event)
+        if event.kind == "run-resumed":
+            self._committed = int(str(event.values["committed"]))
+        elif event.kind == "round-committed" and event.round is not None:
+            self._committed = event.round
+        elif event.kind == "site-dropped" and event.values.get("reason") == DEVICE_LOST:
+            raise TrainingError(
+                DEVICE_LOST,
+                f"the device that trained {event.site} stopped working, and this process cannot "
+                f"use it any more; {self._committed} of {self._rounds} rounds are committed and "
+                f"intact; check the device, then go on with --resume {self._run}",
+            )
 
 
 @functools.lru_cache(maxsize=16)

@@ -28,10 +28,12 @@ class AltFold:
     Attributes:
         fold_every: Rounds between two folds; 0 never folds.
         learning_rate: Of the server; 1 is the plain mean.
+        combine: Makes one change of the sites' changes.
     """
 
     fold_every: int = 4
     learning_rate: float = 1.0
+    combine: base.Combiner = linear.mean_change
 
     def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
         """Return A with orthonormal rows by seed, and B = 0."""
@@ -63,5 +65,5 @@ class AltFold:
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]
     ) -> SharedAdapter:
-        """Add the mean change of the factor that was trained."""
-        return linear.add_mean(shared, layout, updates, self.learning_rate)
+        """Add the sites' common change of the factor that was trained."""
+        return base.add_change(shared, self.combine(layout, updates), self.learning_rate)

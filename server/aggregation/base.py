@@ -1,10 +1,11 @@
 """What every rule that turns the sites' changes into one adapter has in common."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
+from server.aggregation.optimizers import ServerOptimizer
 from shared.adapter import (
     AdapterLayout,
     AdapterUpdate,
@@ -48,6 +49,34 @@ class Aggregator(Protocol):
             updates: Admitted updates, in any order; each is dropped once it is used.
         """
         ...
+
+
+class Combiner(Protocol):
+    """Makes one change of the sites' changes, factor by factor; a pure function."""
+
+    def __call__(self, layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict[str, Array]:
+        """Return one change per factor; towers that no site trained are absent."""
+        ...
+
+
+def add_change(
+    shared: SharedAdapter,
+    change: Mapping[str, Array],
+    learning_rate: float,
+    optimizer: ServerOptimizer | None = None,
+) -> SharedAdapter:
+    """Return the adapter with ``learning_rate`` times a change, or an optimizer's step, added.
+
+    Factors that the change does not name keep every bit.
+    """
+    state = shared.state
+    if optimizer is not None:
+        change, state = optimizer.step(change, state)
+    factors = dict(shared.factors)
+    for name, values in change.items():
+        step = values if learning_rate == 1.0 else np.float32(learning_rate) * values
+        factors[name] = factors[name] + step
+    return SharedAdapter(factors, shared.residual, shared.folds, state)
 
 
 def start(layout: AdapterLayout, seed: int) -> SharedAdapter:

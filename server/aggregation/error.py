@@ -71,7 +71,10 @@ class ProductError:
                 continue
             received = _product(self.shared, layer.module)
             change = self._mean_change(layer)
-            error += _square(_product(applied, layer.module) - received - change)
+            moved = _product(applied, layer.module) - received
+            if applied.residual is not self.shared.residual:
+                moved += _folded(applied, layer) - _folded(self.shared, layer)
+            error += _square(moved - change)
             size += _square(change)
         return math.sqrt(error / size) if size else 0.0
 
@@ -137,6 +140,13 @@ def _product(shared: SharedAdapter, module: str) -> NDArray[np.float64]:
     a, b = (shared.factors[factor_name(module, factor)] for factor in ("A", "B"))
     product: NDArray[np.float64] = b.astype(np.float64) @ a.astype(np.float64)
     return product
+
+
+def _folded(shared: SharedAdapter, layer: LayerShape) -> NDArray[np.float64]:
+    """Return a layer's product in the residual; zero if there is none yet."""
+    if factor_name(layer.module, "A") not in shared.residual:
+        return np.zeros((layer.outputs, layer.inputs))
+    return _product(SharedAdapter(shared.residual), layer.module)
 
 
 def _square(matrix: NDArray[np.float64]) -> float:

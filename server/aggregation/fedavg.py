@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.aggregation import base, linear
+from server.aggregation.optimizers import ServerOptimizer
 from shared.adapter import AdapterLayout, AdapterUpdate, Factor, SharedAdapter
 
 
@@ -18,9 +19,13 @@ class FedAvg:
 
     Attributes:
         learning_rate: Of the server; 1 is the plain mean.
+        combine: Makes one change of the sites' changes.
+        optimizer: Makes a step of that change; the change itself if there is none.
     """
 
     learning_rate: float = 1.0
+    combine: base.Combiner = linear.mean_change
+    optimizer: ServerOptimizer | None = None
 
     def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
         """Return A with orthonormal rows by seed, and B = 0."""
@@ -43,5 +48,6 @@ class FedAvg:
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]
     ) -> SharedAdapter:
-        """Add the mean change of every factor."""
-        return linear.add_mean(shared, layout, updates, self.learning_rate)
+        """Add the sites' common change of every factor."""
+        change = self.combine(layout, updates)
+        return base.add_change(shared, change, self.learning_rate, self.optimizer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from server.aggregation import base, linear
 from server.aggregation.folding import fold, folds_before
+from server.aggregation.optimizers import ServerOptimizer
 from shared.adapter import AdapterLayout, AdapterUpdate, Factor, SharedAdapter
 
 
@@ -20,10 +21,14 @@ class FfaLora:
     Attributes:
         fold_every: Rounds between two folds; 0 never folds.
         learning_rate: Of the server; 1 is the plain mean.
+        combine: Makes one change of the sites' changes.
+        optimizer: Makes a step of that change; the change itself if there is none.
     """
 
     fold_every: int = 4
     learning_rate: float = 1.0
+    combine: base.Combiner = linear.mean_change
+    optimizer: ServerOptimizer | None = None
 
     def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
         """Return A with orthonormal rows by seed, and B = 0."""
@@ -45,4 +50,5 @@ class FfaLora:
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]
     ) -> SharedAdapter:
         """Add the mean change of B: (B + mean D) A is the mean of the (B + D) A."""
-        return linear.add_mean(shared, layout, updates, self.learning_rate)
+        change = self.combine(layout, updates)
+        return base.add_change(shared, change, self.learning_rate, self.optimizer)

@@ -8,7 +8,14 @@ import numpy as np
 
 from server.aggregation.base import fresh_factors
 from server.aggregation.gauge import bounded
-from shared.adapter import AdapterLayout, Array, SharedAdapter, factor_name
+from shared.adapter import (
+    Adapter,
+    AdapterLayout,
+    Array,
+    LayerShape,
+    SharedAdapter,
+    factor_name,
+)
 from shared.seeding import derive_seed
 
 
@@ -35,10 +42,24 @@ def fold(shared: SharedAdapter, layout: AdapterLayout, seed: int) -> SharedAdapt
                 residual[name_a] = shared.residual[name_a]
                 residual[name_b] = shared.residual[name_b]
             continue
-        if name_a in shared.residual:
-            a = np.concatenate([shared.residual[name_a], a])
-            b = np.concatenate([shared.residual[name_b], b], axis=1)
-        residual[name_b], residual[name_a] = bounded(b, a)
+        residual |= extended(shared.residual, layer, b, a)
         fresh_seed = derive_seed(seed, "lora-A", folds, layer.module)
         factors |= fresh_factors(layout, layer, fresh_seed)
     return SharedAdapter(factors, residual, folds)
+
+
+def extended(residual: Adapter, layer: LayerShape, b: Array, a: Array) -> dict[str, Array]:
+    """Return a layer's part of the residual with the product ``b @ a`` added.
+
+    Args:
+        residual: Of all layers, as it was.
+        layer: The layer.
+        b: (m, k), of any rank k.
+        a: (k, n).
+    """
+    name_a, name_b = factor_name(layer.module, "A"), factor_name(layer.module, "B")
+    if name_a in residual:
+        a = np.concatenate([residual[name_a], a])
+        b = np.concatenate([residual[name_b], b], axis=1)
+    b, a = bounded(b, a)
+    return {name_b: b, name_a: a}

@@ -1,22 +1,9 @@
 """Forms of a product B A that change its factors and not its value, computed in float64."""
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
+from server.aggregation.lowrank import Matrix, decompose
 from shared.adapter import Array, Factor
-
-_Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Decomposition:
-    """U diag(sizes) V of a product; U (m, k) and V (k, n) orthonormal, k <= min(m, n)."""
-
-    left: _Matrix
-    sizes: NDArray[np.float64]
-    right: _Matrix
 
 
 def orthonormal_gauge(b: Array, a: Array, trained: Factor) -> tuple[Array, Array]:
@@ -37,7 +24,7 @@ def orthonormal_gauge(b: Array, a: Array, trained: Factor) -> tuple[Array, Array
     """
     if not b.any():
         return b, a
-    parts = _decompose(b, a)
+    parts = decompose(b.astype(np.float64), a.astype(np.float64))
     rank = b.shape[1]
     if trained == "B":
         return _columns(parts.left * parts.sizes, rank), _columns(parts.right.T, rank).T.copy()
@@ -60,18 +47,7 @@ def bounded(b: Array, a: Array) -> tuple[Array, Array]:
     return np.eye(outputs, dtype=np.float32), product
 
 
-def _decompose(b: Array, a: Array) -> _Decomposition:
-    left_basis, left_core = np.linalg.qr(b.astype(np.float64))
-    right_basis, right_core = np.linalg.qr(a.T.astype(np.float64))
-    u, sizes, v = np.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    left, right = left_basis @ u, v @ right_basis.T
-    # Singular vectors are unique up to a common sign: the largest entry of V is positive.
-    peak = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
-    signs = np.where(peak < 0, -1.0, 1.0)
-    return _Decomposition(left * signs.T, sizes, right * signs)
-
-
-def _columns(matrix: _Matrix, rank: int) -> Array:
+def _columns(matrix: Matrix, rank: int) -> Array:
     """Return a float32 matrix of ``rank`` columns, filled with zeros where it has fewer."""
     filled = np.zeros((matrix.shape[0], rank), np.float32)
     filled[:, : matrix.shape[1]] = matrix

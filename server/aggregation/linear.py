@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared import fixedpoint
-from shared.adapter import AdapterLayout, AdapterUpdate, Array, SharedAdapter, Tower
+from shared.adapter import AdapterLayout, AdapterUpdate, Array, Tower
 from shared.errors import AdapterMismatchError
 from shared.tensors import Form, Packed, side_by_side
 
@@ -33,7 +33,7 @@ def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict
             weights[tower] = weights.get(tower, 0) + weight
         delta = side_by_side(update.delta)
         if delta.form not in sums:  # sites with the same towers send the same form
-            _check_shapes(layout, update)
+            check_alike(layout, update, scale)
             sums[delta.form] = np.zeros_like(delta.numbers(np.uint32))
         sums[delta.form] += delta.numbers(np.uint32)  # unsigned: wraps, so modulo 2**32
     if scale is None:
@@ -49,27 +49,18 @@ def mean_change(layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict
     }
 
 
-def _check_shapes(layout: AdapterLayout, update: AdapterUpdate) -> None:
+def check_alike(layout: AdapterLayout, update: AdapterUpdate, scale: float) -> None:
+    """Raise unless an update has the round's scale and the layout's shapes.
+
+    Raises:
+        AdapterMismatchError: Naming the site and what does not fit.
+    """
+    if update.scale != scale:
+        raise AdapterMismatchError(
+            f"{update.site}: fixed point with {update.scale:g} steps, expected {scale:g}"
+        )
     for name, delta in update.delta.items():
         if delta.shape != layout.shapes[name]:
             raise AdapterMismatchError(
                 f"{update.site}: {name}: expected shape {layout.shapes[name]}, got {delta.shape}"
             )
-
-
-def add_mean(
-    shared: SharedAdapter,
-    layout: AdapterLayout,
-    updates: Iterable[AdapterUpdate],
-    learning_rate: float,
-) -> SharedAdapter:
-    """Return the adapter with ``learning_rate`` times the mean change added.
-
-    Factors of towers that no site trained keep every bit.
-    """
-    change = mean_change(layout, updates)
-    factors = dict(shared.factors)
-    for name, values in change.items():
-        step = values if learning_rate == 1.0 else np.float32(learning_rate) * values
-        factors[name] = factors[name] + step
-    return SharedAdapter(factors, shared.residual, shared.folds)

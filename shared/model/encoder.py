@@ -22,7 +22,7 @@ from shared.adapter import (
     pairs,
 )
 from shared.config import LoraConfig, ModelConfig
-from shared.errors import AdapterMismatchError, BaseModelError
+from shared.errors import AdapterMismatchError, BaseModelError, ConfigError
 from shared.model import clip_forward
 from shared.model.base import (
     Family,
@@ -32,6 +32,7 @@ from shared.model.base import (
     find_base,
     load_model,
 )
+from shared.model.compiled import compile_between_products
 from shared.model.lora import AdaptedLinear, LowRank, Rows, inject
 from shared.model.pixels import PixelPipeline
 from shared.model.stack import AdapterStack
@@ -108,13 +109,14 @@ class DualEncoder:
         """Load a base, check its digest, and put the adapters on.
 
         Args:
-            config: Which base, expected digest, precision, longest text.
+            config: Which base, expected digest, precision, longest text, whether to compile.
             lora: Rank, scaling and layers of the adapters.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
 
         Raises:
             BaseModelError: The base cannot be had or used, or its digest differs.
-            ConfigError: A LoRA target that the base does not have.
+            ConfigError: A LoRA target that the base does not have, or ``model.compile`` where
+                that cannot be.
         """
         folder = find_base(config.base)
         digest = base_digest(folder)
@@ -141,6 +143,13 @@ class DualEncoder:
         encoder.layout, encoder._layers = inject(model, lora, encoder._rows)
         if encoder.lean:
             encoder.frozen_layers = {t: clip_forward.frozen_layers(model, t) for t in TOWERS}
+        if config.compile:
+            if not encoder.lean:
+                raise ConfigError(
+                    f"model.compile = true: is for plain CLIP models, and {config.base!r} is "
+                    "another; leave it out"
+                )
+            compile_between_products(encoder.model, where)
         return encoder
 
     # Raw records to tensors

@@ -205,3 +205,24 @@ def test_the_schedule_warms_up_every_round_and_falls_over_the_run() -> None:
     assert second.rate(2) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(0.75 * math.pi)))
     assert Schedule(peak=1.0, warmup=0, total=8, before=8).rate(0) == pytest.approx(0.05)
     assert [Schedule(peak=2.0, warmup=3).rate(s) for s in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_a_tower_that_runs_ahead_takes_smaller_steps() -> None:
+    # Gradients of the rows: image 3 and text 1; image 1 and text 1 (level); image alone.
+    losses = [
+        lambda row: 3.0 * row[0] + row[2],
+        lambda row: row[0] + row[2],
+        lambda row: row[0],
+    ]
+    free, balanced = stack_of(ZERO, ZERO, ZERO), stack_of(ZERO, ZERO, ZERO)
+    for stack, balance in ((free, 0.0), (balanced, 0.5)):
+        results = fitted(
+            stack, [learner(n, loss) for n, loss in enumerate(losses)], balance=balance
+        )
+    share = 1 - math.tanh(0.5 * 3)
+    expected = free.values.clone()
+    expected[0, :2] *= share
+    torch.testing.assert_close(balanced.values, expected)
+    assert results[0].discrepancy == {"image": pytest.approx(3), "text": pytest.approx(1 / 3)}
+    assert results[1].discrepancy == {"image": 1.0, "text": 1.0}
+    assert results[2].discrepancy == {}
