@@ -1,5 +1,7 @@
 """duet: the personal adapter wins on the site's own validation records, or is not used."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,10 @@ from client.personalization import (
     choose_by_standard_error,
     personalize,
 )
-from client.training import fresh_adapter, validation_loss
+from client.training import fresh_adapter
+from client.validation import validation_loss
 from shared.adapter import SharedAdapter, adapter_sha256
-from shared.config import JobConfig
+from shared.config import JobConfig, PersonalizationMethod
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 
@@ -123,7 +126,7 @@ def test_none_is_the_shared_model(encoder, site_of, shared, small_job) -> None:
     found = fitted(encoder, site_of(), shared, duet_job(small_job, method="none"), seed=3)
     assert found.adapter == {}
     assert found.alpha == {"image": 0.0, "text": 0.0}
-    assert set(PERSONALIZATIONS) == {"duet", "none"}
+    assert set(PERSONALIZATIONS) == set(get_args(PersonalizationMethod))
 
 
 def choose(
