@@ -4,6 +4,9 @@ The same answer for the federation, the baselines' process and Flower's actors, 
 the run directory and the job alone.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from client.data.sources import SiteSource, find_sites, select_sites
@@ -11,6 +14,8 @@ from client.data.tables import TABLE_NAMES
 from client.settings import SiteSettings
 from shared.config import JobConfig
 from shared.errors import ConfigError, DataError
+from simulations.partition.population import write_population
+from simulations.partition.sites import partition_sources, tables_to_read, write_run_partition
 from simulations.phantoms.federation import phantom_sites, write_federation
 
 PHANTOM_FOLDER = "data"
@@ -29,7 +34,9 @@ def site_settings(run: Path, job: JobConfig) -> list[SiteSettings]:
         ConfigError: If the job names a site or column that is not there.
         DataError: If no site is found.
     """
-    sources = _phantom_sources(run, job) if job.data.folder is None else _own_sources(job)
+    sources = _given_sources(run, job)
+    if job.partition.active:
+        sources = partition_sources(run, sources, job)
     return [
         SiteSettings(
             name=source.name,
@@ -54,7 +61,41 @@ def write_phantoms(run: Path, job: JobConfig) -> None:
     data = job.data
     if data.folder is None:
         folder = run / PHANTOM_FOLDER
-        write_federation(folder, data.phantoms, seed=job.seed, sites=data.phantom_sites)
+        if job.partition.active:
+            write_population(folder, job)
+        else:
+            write_federation(folder, data.phantoms, seed=job.seed, sites=data.phantom_sites)
+
+
+def write_partition(run: Path, job: JobConfig) -> None:
+    """Write the sites that the job's partition makes; those that are there are kept.
+
+    Raises:
+        ConfigError: If the partition does not fit the records.
+        StorageError: If they cannot be written.
+    """
+    if job.partition.active:
+        write_run_partition(run, _given_sources(run, job), job)
+
+
+@contextmanager
+def readable(
+    run: Path, job: JobConfig, settings: Sequence[SiteSettings]
+) -> Iterator[Sequence[SiteSettings]]:
+    """Yield the sites so that they can be read although the run has no folder yet."""
+    if not job.partition.active:
+        yield settings
+        return
+    with tables_to_read(run, _given_sources(run, job), job) as folder:
+        yield [
+            replace(site, source=replace(site.source, table=folder / site.name / TABLE_NAMES[0]))
+            for site in settings
+        ]
+
+
+def _given_sources(run: Path, job: JobConfig) -> list[SiteSource]:
+    """The sites before any partition."""
+    return _phantom_sources(run, job) if job.data.folder is None else _own_sources(job)
 
 
 def _phantom_sources(run: Path, job: JobConfig) -> list[SiteSource]:

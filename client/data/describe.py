@@ -17,6 +17,8 @@ from shared.results import Kind, SplitCounts
 
 QUANTILES: Final = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Which quantiles describe lengths and sizes."""
+NOISY_COLUMN: Final = "noisy_pair"
+"""Column of simulated sites that says ``yes`` where the text is another patient's."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class SiteDescription:
         split_rule: Where the split comes from, as a sentence.
         splits: Images, texts, pairs and patients per split.
         labelled: Labelled records per split, those with nothing present included.
+        noisy_pairs: Per split, the pairs that column ``noisy_pair`` says to have another's text.
         findings: Records per finding and split.
         texts: The texts in numbers; ``None`` if there are none.
         images: The images in numbers; ``None`` if there are none.
@@ -99,6 +102,7 @@ class SiteDescription:
     split_rule: str
     splits: Mapping[SplitName, SplitCounts]
     labelled: Mapping[SplitName, int]
+    noisy_pairs: Mapping[SplitName, int]
     findings: tuple[FindingCounts, ...]
     texts: TextCounts | None
     images: ImageCounts | None
@@ -136,6 +140,7 @@ def described(site: Inspection) -> SiteDescription:
             split: sum(entry.findings is not None for entry in site.in_split(split))
             for split in SHARES
         },
+        noisy_pairs=_noisy_pairs(site),
         findings=tuple(_finding(site, name) for name in site.findings),
         texts=_texts([entry.text.strip() for entry in site.entries if entry.text.strip()]),
         images=_images(site),
@@ -150,6 +155,17 @@ def _split_rule(site: Inspection) -> str:
         return f"given in column {site.columns['split']!r}"
     shares = "/".join(str(round(100 * share)) for share in SHARES.values())
     return f"derived: by patient, {shares} by a hash of the patient id"
+
+
+def _noisy_pairs(site: Inspection) -> dict[SplitName, int]:
+    noisy = {row.number for row in site.table.rows if row.cells.get(NOISY_COLUMN) == "yes"}
+    return {
+        split: sum(
+            entry.row in noisy and entry.row in site.pictures and bool(entry.text.strip())
+            for entry in site.in_split(split)
+        )
+        for split in SHARES
+    }
 
 
 def _finding(site: Inspection, name: str) -> FindingCounts:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.text import Text
 from client.data.check import SiteCheck, check_site, checked
 from client.data.describe import QUANTILES, SiteDescription, described
 from client.data.inspection import inspect_site
+from client.data.overview import overview_tables, write_figure
 from client.data.sources import SiteSource, find_sites
 from shared.errors import DataError, DataProblem, InputError
 
@@ -35,10 +36,12 @@ class DataOptions:
     only: Sequence[str] = ()
     accept: tuple[str, ...] = ()
     quick: bool = False
+    find: Callable[..., list[SiteSource]] = find_sites
+    """What finds the sites; simulated ones have their pictures elsewhere."""
 
     def sources(self, folder: Path) -> list[SiteSource]:
         """Return the folder's sites; raises what ``find_sites`` raises."""
-        found = find_sites(
+        found = self.find(
             folder,
             site_column=self.site_column,
             columns=self.columns,
@@ -77,9 +80,16 @@ def print_check(
 
 
 def print_describe(
-    folder: Path, options: DataOptions, console: Console, *, as_json: bool = False
+    folder: Path,
+    options: DataOptions,
+    console: Console,
+    *,
+    as_json: bool = False,
+    figure: Path | None = None,
 ) -> int:
     """Describe every site of a folder; prints the problems instead where there are errors.
+
+    Several sites are shown side by side at the end. The figure is written as well if given.
 
     Returns:
         The command's exit code: 0, or 2 if the data of a site cannot be used.
@@ -100,6 +110,8 @@ def print_describe(
         if not as_json:
             raise
         return _print_failure(error, console)
+    if figure is not None:
+        write_figure(figure, described_sites)
     if as_json:
         tree: dict[str, Any] = {
             "ok": not broken,
@@ -113,6 +125,9 @@ def print_describe(
         _print_problems(broken, console)
     for site_description in described_sites:
         _print_description(site_description, console)
+    if len(described_sites) > 1:
+        for table in overview_tables(described_sites):
+            console.print(table)
     return _BAD_INPUT if broken else _DONE
 
 
@@ -217,7 +232,8 @@ def _description_rows(site: SiteDescription) -> list[tuple[str, str]]:
                 split,
                 f"{_many(counts.images, 'image')}, {_many(counts.texts, 'text')}, "
                 f"{_many(counts.pairs, 'pair')}, {_many(counts.patients, 'patient')}, "
-                f"{site.labelled[split]} labelled",
+                f"{site.labelled[split]} labelled"
+                + (f", {noisy} with another's text" if (noisy := site.noisy_pairs[split]) else ""),
             )
         )
     alone = f", {site.without_patient} rows without" if site.without_patient else ""
