@@ -1,6 +1,7 @@
 """The command ``consilia``; every subcommand loads what it needs only when it runs."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -143,6 +144,80 @@ def _settings(items: list[str] | None) -> dict[str, object]:
 
 
 @app.command()
+def compare(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.toml", help="The job; all methods run with it.")
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B+C,...",
+            help="Aggregation rules, alone or with a personalization or a robust way to combine: "
+            "fedavg,altfold+duet,fedavg+median.",
+        ),
+    ],
+    seeds: Annotated[int, typer.Option(help="How many seeds, from the job's own on.")] = 3,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R,...",
+            help="Learning rates that every method chooses from; by default the job's times "
+            "1/2, 1 and 2.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; one per core by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of site folders, instead of the job's.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the comparison; runs/compare-NAME by default."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as --set rounds=4."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the table as Markdown, below its command.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run methods side by side, on the same data and seeds, and say which is best.
+
+    Each method chooses its learning rate on a seed of its own, by validation records, and then
+    runs once per seed with equal steps. Local-only, centralised and the untouched base are always
+    rows of the table. Three seeds or more give 95 % intervals.
+
+    Example: consilia compare job.toml --methods fedavg,ffa,altfold+duet --seeds 5
+
+    What is done is kept: after Ctrl-C, the same command goes on. The same folder takes further
+    methods and seeds. Exit codes: 0 done, 1 failed, 2 bad input, 3 a run finished without every
+    site.
+    """
+    from simulations.compare.command import Wishes, compare_command
+
+    overrides: dict[str, object] = {
+        "data.folder": str(data.resolve()) if data is not None else None,
+        **_settings(setting),
+    }
+    wishes = Wishes(
+        job=job,
+        methods=methods,
+        seeds=seeds,
+        rates=rates,
+        jobs=jobs,
+        overrides=overrides,
+        out=out,
+        markdown=markdown,
+        command=shlex.join(["consilia", *sys.argv[1:]]),
+        as_json=as_json,
+    )
+    raise typer.Exit(compare_command(wishes))
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default-1.")],
 ) -> None:
@@ -197,8 +272,9 @@ def data_check(
 ) -> None:
     """Find every problem of a site's data at once: row, column, rule, what was expected."""
     from client.data.report import DataOptions, print_check
+    from simulations.partition.written import find_written
 
-    options = DataOptions(site_column=site_column, columns=_mapping(column))
+    options = DataOptions(site_column=site_column, columns=_mapping(column), find=find_written)
     raise typer.Exit(print_check(folder, options, _out(), as_json=as_json))
 
 
@@ -207,13 +283,21 @@ def data_describe(
     folder: Annotated[Path, typer.Argument(help="Site folder, folder of them, or one table.")],
     site_column: SiteColumn = None,
     column: Columns = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw the sites side by side, as .svg or .html.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a site's data hold: records by split, findings, text lengths, image sizes."""
+    from client.data.overview import check_figure
     from client.data.report import DataOptions, print_describe
+    from simulations.partition.written import find_written
 
-    options = DataOptions(site_column=site_column, columns=_mapping(column))
-    raise typer.Exit(print_describe(folder, options, _out(), as_json=as_json))
+    if figure is not None:
+        check_figure(figure)
+    options = DataOptions(site_column=site_column, columns=_mapping(column), find=find_written)
+    code = print_describe(folder, options, _out(), as_json=as_json, figure=figure)
+    raise typer.Exit(code)
 
 
 @data_app.command("phantoms")
