@@ -1,6 +1,8 @@
 """What a site measures on its own test split, for every model that is given.
 
-Every test image, distinct test text and prompt is embedded once per model. All models and
+Every test image, distinct test text and prompt is embedded once per model, and once for all if
+the model is the frozen base. Sites are embedded one after the other: test splits fill chunks by
+themselves, and one weight per layer is faster than a batched product per site. All models and
 metrics share one set of bootstrap resamples over patients, so differences are paired. What
 cannot be measured gets a reason instead of a number.
 """
@@ -64,11 +66,11 @@ def evaluate_site(
     """Score every model on the site's test split.
 
     Args:
-        encoder: The base with its adapters; left in the last model's view.
+        encoder: The base with its adapters; left in the last view used.
         data: The site's records.
         views: Models to score.
         job: For ``[evaluate]``.
-        in_use: Which adapter each tower uses after duet's choice on validation.
+        in_use: Which adapter each tower uses after the choice on validation.
         seed: Of the resamples.
 
     Returns:
@@ -106,15 +108,14 @@ def _score(encoder: Embedder, data: SiteData, view: AdapterView, plan: Measurabl
     findings: dict[str, Floats] = {}
     bins: list[CalibrationBin] = []
     if plan.retrieval or plan.zero_shot:
-        encoder.use(view)
         test = data.splits["test"]
-        images = embed_images(encoder, test, np.flatnonzero(test.has_image))
+        images = embed_images(encoder, view, test, np.flatnonzero(test.has_image))
         if plan.retrieval:
-            texts = embed_texts(encoder, plan.gallery.texts)
+            texts = embed_texts(encoder, view, test, plan.gallery.texts)
             hits = retrieve(images, texts, plan.retrieval.gallery.own)
             metrics |= retrieval_metrics(hits, plan.retrieval.weights)
         if plan.zero_shot:
-            zero_shot, findings, bins = _findings(encoder, data, images, plan.zero_shot)
+            zero_shot, findings, bins = _findings(encoder, view, data, images, plan.zero_shot)
             metrics |= zero_shot
     ordered: dict[Metric, Floats] = {m: metrics[m] for m in METRICS if m in metrics}
     return _Scores(ordered, findings, bins)
@@ -136,9 +137,10 @@ def retrieval_metrics(hits: RetrievalHits, weights: Floats) -> dict[Metric, Floa
 
 
 def _findings(
-    encoder: Embedder, data: SiteData, images: Embeddings, task: ZeroShotTask
+    encoder: Embedder, view: AdapterView, data: SiteData, images: Embeddings, task: ZeroShotTask
 ) -> tuple[dict[Metric, Floats], dict[str, Floats], list[CalibrationBin]]:
-    directions = embed_prompts(encoder, [data.prompts[name] for name in task.findings])
+    prompts = [data.prompts[name] for name in task.findings]
+    directions = embed_prompts(encoder, view, data.splits["test"], prompts)
     scores = margins(images[task.images], directions)
     aurocs = [
         weighted_auroc(scores[:, column], task.labels[:, column], task.weights)
@@ -147,7 +149,7 @@ def _findings(
     metrics: dict[Metric, Floats] = {"auroc": macro(np.stack(aurocs))}
     bins: list[CalibrationBin] = []
     if len(task.thresholded):
-        held_out = embed_images(encoder, data.splits["val"], task.validation)
+        held_out = embed_images(encoder, view, data.splits["val"], task.validation)
         metrics["accuracy"] = _accuracy(scores, margins(held_out, directions), task)
     if task.bias is not None:
         chances = probability(scores, encoder.logit_scale, task.bias)

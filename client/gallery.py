@@ -66,9 +66,8 @@ def gallery(
     rows = np.flatnonzero(test.has_image)
     rankings: dict[Model, _Ranking] = {}
     for model in compared:
-        encoder.use(views[model])
-        images = embed_images(encoder, test, rows)
-        scores = similarity(images, embed_texts(encoder, texts.texts))
+        images = embed_images(encoder, views[model], test, rows)
+        scores = similarity(images, embed_texts(encoder, views[model], test, texts.texts))
         rankings[model] = _rank(scores, texts, seed)
     chosen = choose(rankings[compared[-1]].first_match[asked], queries, seed)
     keys: dict[int, str] = {}

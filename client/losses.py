@@ -10,7 +10,7 @@ picked by what they have, so nothing behind a mask is ever encoded:
     one side                    anchor to the received model
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from client.batches import Batch, PreparedSplit, Rows, pixels_of, prepare, shifted
 from client.data.records import SiteData
+from client.embeddings import chunk_of
 from client.prefix_cache import Prefixes, kept_prefixes, pad_prefixes
 from shared.model.encoder import DualEncoder
 from shared.objectives.anchor import anchor
@@ -28,7 +29,6 @@ from shared.objectives.matching import matching
 from shared.objectives.prompts import prevalence_logit, prompt_loss
 from shared.objectives.relational import relational
 
-_CHUNK = 256
 _BLOCK = 1024
 _MATCHING_WEIGHT = 0.5
 
@@ -197,21 +197,54 @@ def _distinct(numbers: NDArray[np.int64], *, repeat: bool) -> tuple[Rows, Rows]:
     return first, place
 
 
-@torch.no_grad()
 def encode_all(encoder: DualEncoder, prepared: PreparedSplit, batch: Batch) -> Features:
-    """Return the features of many rows, without gradients, some hundreds at a time."""
-    none: Rows = batch.pairs[:0]
-    images, texts = [], []
-    rows = batch.with_image
-    for start in range(0, len(rows), _CHUNK):
-        part = Part(prepared, Batch(none, rows[start : start + _CHUNK], none))
-        images.append(encode(encoder, [part])[0].image)
-    rows = batch.with_text
-    for start in range(0, len(rows), _CHUNK):
-        part = Part(prepared, Batch(none, none, rows[start : start + _CHUNK]))
-        texts.append(encode(encoder, [part])[0].text)
+    """Return the features of many rows, without gradients, a chunk at a time."""
+    return encode_together(encoder, [(prepared, batch)])[0]
+
+
+@torch.no_grad()
+def encode_together(
+    encoder: DualEncoder, wanted: Sequence[tuple[PreparedSplit, Batch]]
+) -> list[Features]:
+    """Return the features of many rows of some splits, without gradients.
+
+    All are encoded by the view in use, in chunks that small splits fill together.
+    """
+    none: Rows = np.zeros(0, dtype=np.intp)
+    images: list[list[Tensor]] = [[] for _ in wanted]
+    texts: list[list[Tensor]] = [[] for _ in wanted]
+    size = chunk_of(encoder.device)
+    for chunk in _chunks([batch.with_image for _, batch in wanted], size):
+        parts = [Part(wanted[number][0], Batch(none, rows, none)) for number, rows in chunk]
+        for (number, _), found in zip(chunk, encode(encoder, parts), strict=True):
+            images[number].append(found.image)
+    for chunk in _chunks([batch.with_text for _, batch in wanted], size):
+        parts = [Part(wanted[number][0], Batch(none, none, rows)) for number, rows in chunk]
+        for (number, _), found in zip(chunk, encode(encoder, parts), strict=True):
+            texts[number].append(found.text)
     empty = torch.zeros(0, 1, device=encoder.device)
-    return Features(torch.cat(images) if images else empty, torch.cat(texts) if texts else empty)
+    return [
+        Features(torch.cat(image) if image else empty, torch.cat(text) if text else empty)
+        for image, text in zip(images, texts, strict=True)
+    ]
+
+
+def _chunks(wanted: Sequence[Rows], size: int) -> Iterator[list[tuple[int, Rows]]]:
+    """Yield chunks of at most ``size`` rows: which split, and which of its rows."""
+    chunk: list[tuple[int, Rows]] = []
+    room = size
+    for number, rows in enumerate(wanted):
+        start = 0
+        while start < len(rows):
+            some = rows[start : start + room]
+            chunk.append((number, some))
+            start += len(some)
+            room -= len(some)
+            if not room:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk
 
 
 @torch.no_grad()

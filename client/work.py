@@ -1,4 +1,4 @@
-"""Requests that are open, and their training: for many sites of one process at once.
+"""Requests that are open, their training and validation: for many sites of one process at once.
 
 Knows nothing of policy or release; what a request needs has been checked before it gets here.
 """
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from client.data.records import SiteData
 from client.personalization import Personalized, PersonalTask, personalize
-from client.training import SiteTask, TrainedAdapter, train_shared, validation_loss
+from client.training import SiteTask, TrainedAdapter, train_shared
+from client.validation import validation_losses
 from shared.adapter import SharedAdapter
 from shared.errors import TrainingError
 from shared.messages import Request
@@ -47,6 +48,13 @@ class Trained:
     loss_before: float | None
 
 
+@dataclass(frozen=True)
+class Validated:
+    """The validation loss of the adapter that a request is about, in nats."""
+
+    loss: float | None
+
+
 def alike(works: Sequence[Work]) -> list[list[int]]:
     """Return which works can be carried out together: one kind, one encoder, one job."""
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -64,12 +72,14 @@ def train_together(works: Sequence[Work]) -> list[Trained | Exception]:
         Per work what came of it; one that fails does not keep the others from training.
     """
     results: list[Trained | Exception | None] = [None] * len(works)
+    able = [number for number, work in enumerate(works) if _can_train(work)]
     ready: list[tuple[int, float | None]] = []
-    for number, work in enumerate(works):
-        try:
-            ready.append((number, _loss_before(work)))
-        except Exception as error:
-            results[number] = error
+    validated = validate_together([works[number] for number in able])
+    for number, measured in zip(able, validated, strict=True):
+        if isinstance(measured, Validated):
+            ready.append((number, measured.loss))
+        else:
+            results[number] = measured
     if ready:
         tasks = [_task(works[number]) for number, _ in ready]
         first = works[ready[0][0]]
@@ -79,7 +89,8 @@ def train_together(works: Sequence[Work]) -> list[Trained | Exception]:
                 results[number] = trained
             else:
                 results[number] = Trained(trained, before)
-    return [result for result in results if result is not None]
+    nothing = TrainingError("no-training-data", "no tower to train in this round")
+    return [nothing if result is None else result for result in results]
 
 
 def personalize_together(works: Sequence[Work]) -> list[Personalized | Exception]:
@@ -88,12 +99,38 @@ def personalize_together(works: Sequence[Work]) -> list[Personalized | Exception
     return list(personalize(works[0].encoder, tasks, works[0].request.job))
 
 
-def _loss_before(work: Work) -> float | None:
-    if not set(work.request.weights) & set(work.data.towers) or not work.request.factors:
-        raise TrainingError("no-training-data", "no tower to train in this round")
-    return validation_loss(
-        work.encoder, work.data, AdapterView(shared=work.shared), work.request.job
-    )
+def validate_together(works: Sequence[Work]) -> list[Validated | Exception]:
+    """Measure every work's shared adapter on the site's validation records.
+
+    Sites with equal adapters are encoded side by side: by content, so that who is in a chunk
+    depends on ``works`` alone.
+    """
+    by_shared: dict[str, list[int]] = {}
+    for number, work in enumerate(works):
+        by_shared.setdefault(work.shared.sha256(), []).append(number)
+    results: dict[int, Validated | Exception] = {}
+    for numbers in by_shared.values():
+        chosen = [works[number] for number in numbers]
+        results |= dict(zip(numbers, _validate(chosen), strict=True))
+    return [results[number] for number in range(len(works))]
+
+
+def _validate(works: Sequence[Work]) -> list[Validated | Exception]:
+    """Measure one adapter at some sites; if that fails, at each alone."""
+    first = works[0]
+    sites, view = [work.data for work in works], AdapterView(shared=first.shared)
+    try:
+        losses = validation_losses(first.encoder, sites, view, first.request.job)
+        return [Validated(loss) for loss in losses]
+    except Exception as error:
+        if len(works) == 1:
+            return [error]
+    return [_validate([work])[0] for work in works]
+
+
+def _can_train(work: Work) -> bool:
+    """Whether the request gives a weight to a tower of the site, and names factors to train."""
+    return bool(set(work.request.weights) & set(work.data.towers) and work.request.factors)
 
 
 def _task(work: Work) -> SiteTask:

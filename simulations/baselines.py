@@ -23,6 +23,7 @@ import numpy as np
 
 from client.agent import load_records
 from client.data.records import SiteData
+from client.device_faults import device_lost, lost_device
 from client.fitting import Block, Learner, fit
 from client.settings import SiteSettings
 from client.state import private_folder
@@ -35,6 +36,7 @@ from shared.layout_file import adapter_bytes
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 from shared.seeding import derive_seed
+from simulations.baselines_process import RECORDS_THERE
 from simulations.cohorts import cohorts, loads, samples_at_once
 from simulations.machine import encoder_for, settle
 from simulations.sites import CENTRALISED_FILE, LOCAL_FILE, site_settings
@@ -42,7 +44,7 @@ from simulations.sites import CENTRALISED_FILE, LOCAL_FILE, site_settings
 PROGRESS_FILE = Path("baselines") / "progress.json"
 SITES_PER_STEP = 4
 WITH_PARENT = "--with-parent"
-"""Argument that makes the process end with the one that started it."""
+"""Argument that makes the process end with the one that started it, and wait for its word."""
 
 _LOOK_SECONDS = 0.5
 
@@ -103,7 +105,12 @@ def _plan(streams: Sequence[Stream], together: int, seed: int) -> Iterator[list[
         yield [replace(block, weight=1 / together) for block in blocks]
 
 
-def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -> None:
+def run_baselines(
+    run: Path,
+    job: JobConfig,
+    settings: Sequence[SiteSettings],
+    ready: Callable[[], None] = lambda: None,
+) -> None:
     """Train the job's baselines and write them beside the run.
 
     A site that cannot be trained alone has no file and is named in ``progress.json`` with a
@@ -113,6 +120,7 @@ def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -
         run: The run directory.
         job: The job.
         settings: All sites; ``references`` says where each looks for the files.
+        ready: Returns when the records are there; called once the base is loaded.
 
     Raises:
         DataError: If a site's records cannot be read.
@@ -128,6 +136,7 @@ def run_baselines(run: Path, job: JobConfig, settings: Sequence[SiteSettings]) -
     if not missing and not pooled:
         return
     encoder = encoder_for(job, device)
+    ready()
     sites = {site.name: load_records(site, encoder) for site in settings}
     # The longest task first, and sites in order of name: a reader of progress.json sees both.
     if pooled:
@@ -178,10 +187,18 @@ class _Progress:
             _log.warning("baseline %s left out: %s", name, error)
             self.failed[name] = error.reason
         except (MemoryError, RuntimeError) as error:  # torch's out of memory is the latter
+            if (words := lost_device(error)) is not None:
+                raise device_lost(words) from None  # it can be trained elsewhere
             _log.exception("baseline %s left out", name)
             self.failed[name] = type(error).__name__
         tree = {"done": self.done, "failed": self.failed}
         write_atomic(self.path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def _await_records() -> None:
+    """Wait for the records that the process which started this one is writing."""
+    if sys.stdin.buffer.readline() != RECORDS_THERE:
+        raise ConsiliaError("the run ended before its records were there")
 
 
 def _end_with_parent(parent: int) -> None:
@@ -198,11 +215,13 @@ def main(arguments: Sequence[str]) -> int:
         folders = [argument for argument in arguments if argument != WITH_PARENT]
         if len(folders) != 1:
             raise ConfigError("expected one argument: the run directory")
-        if WITH_PARENT in arguments:
-            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         run = Path(folders[0])
         job = load_job(run / "job.toml")
-        run_baselines(run, job, site_settings(run, job))
+        if WITH_PARENT in arguments:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+            run_baselines(run, job, site_settings(run, job), _await_records)
+        else:
+            run_baselines(run, job, site_settings(run, job))
     except ConsiliaError as error:
         _log.error("%s", error)
         return error.exit_code

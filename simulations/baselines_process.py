@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,11 +18,15 @@ from shared.errors import ConsiliaError
 from shared.files import storage_errors
 
 LOG = Path("baselines") / "log.txt"
+RECORDS_THERE = b"records are there\n"
+"""Said on the standard input of the process: the records can be read."""
 _POLL_SECONDS = 0.2
 
 
 class BaselinesProcess:
     """Trains the job's baselines; use as a context, and ``wait`` before their adapters are read.
+
+    It starts while the records are being written, and begins once ``records_are_there``.
 
     Args:
         run: The run directory.
@@ -32,6 +37,7 @@ class BaselinesProcess:
         self._run = run
         self._job = job
         self._process: subprocess.Popen[bytes] | None = None
+        self._there = False
 
     def __enter__(self) -> Self:
         if self._job.evaluate.baselines and self._job.simulation.workers > 1:
@@ -47,6 +53,13 @@ class BaselinesProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait()
+
+    def records_are_there(self) -> None:
+        """Let the process read the records; until then it only loads what it needs for them."""
+        self._there = True
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may be done already
+                stdin.write(RECORDS_THERE)
 
     def wait(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Wait until all baselines are trained.
@@ -86,6 +99,8 @@ class BaselinesProcess:
                 [sys.executable, "-m", "simulations.baselines", "--with-parent", str(self._run)],
                 stdout=file,
                 stderr=file,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 start_new_session=True,
             )
+        if self._there:
+            self.records_are_there()

@@ -21,7 +21,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.agent import NotReleasedError
 from client.service import AgentChannel
+from shared.errors import StorageError
 from shared.wire import body_of, to_reply
 from simulations.cohorts import cohorts
 
@@ -215,6 +217,7 @@ class LocalGrid(Grid):
     def _carry_out(self, messages: Sequence[Message]) -> Iterator[tuple[Message, Message]]:
         """Yield the replies to messages that are answered at once."""
         asked: list[Message] = []
+        answers: Sequence[bytes | StorageError]
         for message in messages:
             try:
                 if self._fail is not None:
@@ -233,11 +236,16 @@ class LocalGrid(Grid):
                 answers = self._together.answer(pairs)
             else:
                 answers = [channel.handle(body) for channel, body in pairs]
+        except NotReleasedError as error:  # of some sites; the others have answered
+            answers = error.answers
         except Exception as error:
             yield from ((message, _failed(message, error)) for message in asked)
             return
         for message, answer in zip(asked, answers, strict=True):
-            yield message, to_reply(answer, message)
+            if isinstance(answer, StorageError):
+                yield message, _failed(message, answer)
+            else:
+                yield message, to_reply(answer, message)
 
 
 def _failed(message: Message, error: Exception) -> Message:

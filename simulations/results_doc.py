@@ -42,7 +42,7 @@ _MODELS = {
     "base": "the frozen encoder, untouched",
     "local": "this site training alone, with as many steps as the federation",
     "shared": "the federation's adapter",
-    "personal": "shared plus the site's own adapter, as duet chose to use it on validation",
+    "personal": "shared plus the site's own adapter, as far as its method uses it",
     "centralised": "one adapter trained on all sites' data; simulation only",
     "oracle": "a reader who sees every finding; phantoms only",
 }

@@ -108,7 +108,7 @@ def _gallery(
 
 def _with_oracle(outcome: RunOutcome, job: JobConfig) -> RunOutcome:
     """Add the oracle reader's retrieval to every phantom site's measures."""
-    if job.data.folder is not None:
+    if job.data.folder is not None or job.partition.active:  # it reads the sites as generated
         return outcome
     for site in phantom_sites(job.data.phantoms, job.data.phantom_sites):
         measured = outcome.evaluations.get(site.name)

@@ -28,7 +28,7 @@ from server.app import LAYOUT, run_job
 from server.checkpoint import RunStore
 from server.history import RunHistory
 from server.rounds import RunOutcome
-from shared.config import JobConfig, load_job
+from shared.config import AttackKind, JobConfig, load_job
 from shared.errors import (
     BaseModelError,
     ConfigError,
@@ -42,6 +42,7 @@ from shared.layout_file import layout_bytes
 from shared.model.encoder import DualEncoder
 from shared.page.numbers import duration, size
 from shared.results import Results
+from simulations.attackers import with_attackers
 from simulations.baselines_process import BaselinesProcess
 from simulations.cohorts import loads, samples_at_once
 from simulations.flower_engine import check_ray
@@ -49,12 +50,19 @@ from simulations.flower_grid import run_flower
 from simulations.grid import LocalGrid, Together
 from simulations.histories import history_url, known_runs
 from simulations.log import LOG, log_file
-from simulations.machine import devices, encoder_for, give_memory_back, settle, versions
+from simulations.machine import (
+    DeviceWatch,
+    devices,
+    encoder_for,
+    give_memory_back,
+    settle,
+    versions,
+)
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.results_table import results_table
 from simulations.scoring import score_run
-from simulations.sites import site_settings, write_phantoms
+from simulations.sites import readable, site_settings, write_partition, write_phantoms
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,7 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
         InputError: If job, data, base or run directory cannot be used; nothing is written.
         InterruptedRunError: After Ctrl-C; what is committed is intact.
         QuorumError: If too few sites answered.
+        TrainingError: If a device stopped working; what is committed is intact.
     """
     start = time.monotonic()
     # Bad input ends here, before anything is written.
@@ -181,9 +190,14 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     quorum = job.aggregate.quorum or 0
     if quorum > len(settings):
         raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
+    unknown = sorted(job.attack.sites.keys() - {site.name for site in settings})
+    if unknown:
+        names = ", ".join(site.name for site in settings)
+        raise ConfigError(f"attack.sites names {unknown[0]!r}; expected one of the sites: {names}")
     data: dict[str, SiteData] = {}
     if job.data.folder is not None:
-        data = _load_all(settings, encoder)
+        with readable(run, job, settings) as sites:
+            data = _load_all(sites, encoder)
     digests = {name: site.sha256() for name, site in data.items()}
     with (
         _store(run, job, encoder, settings, digests) as store,
@@ -194,11 +208,14 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
         console.print(_headline(run, job, settings, encoder), highlight=False)
         if (remark := why_recomputed(encoder, job.train)) is not None:
             console.print(remark, highlight=False)
-        write_phantoms(run, job)
-        with BaselinesProcess(run, job) as baselines, RunProgress(console, job.rounds) as progress:
-            data = data or _load_all(settings, encoder)
-            federation = _Federation(run, job, settings, data, encoder, store, history)
-            outcome = federation.carry_out(baselines, progress)
+        with BaselinesProcess(run, job) as baselines:
+            write_phantoms(run, job)
+            write_partition(run, job)
+            baselines.records_are_there()
+            with RunProgress(console, job.rounds) as progress:
+                data = data or _load_all(settings, encoder)
+                federation = _Federation(run, job, settings, data, encoder, store, history)
+                outcome = federation.carry_out(baselines, progress)
         with _early_end(history, store.run):
             return score_run(store, settings, data, encoder, outcome, start)
 
@@ -306,7 +323,7 @@ class _Federation:
             history=self.history,
             layout=self.encoder.layout,
             base_sha256=self.encoder.base_sha256,
-            on_event=progress,
+            on_event=DeviceWatch(progress, self.run, self.job.rounds),
             before_evaluation=lambda: baselines.wait(progress.say),
         )
         load, samples = loads(self.data, self.job), samples_at_once(self.encoder, self.job)
@@ -315,7 +332,8 @@ class _Federation:
         where = devices(self.encoder.device.type)
         lanes = {site.name: number % len(where) for number, site in enumerate(self.settings)}
         agents = {s.name: self._agent(s, where[lanes[s.name]]) for s in self.settings}
-        with LocalGrid(agents, Together(_answer, load, samples, lanes)) as grid:
+        answer = partial(_answer, hostile=self.job.attack.sites)
+        with LocalGrid(agents, Together(answer, load, samples, lanes)) as grid:
             return coordinate(grid)
 
     def _agent(self, site: SiteSettings, device: str) -> SiteAgent:
@@ -328,10 +346,12 @@ class _Federation:
         )
 
 
-def _answer(asked: Sequence[tuple[SiteAgent, bytes]]) -> list[bytes]:
+def _answer(
+    asked: Sequence[tuple[SiteAgent, bytes]], hostile: Mapping[str, AttackKind]
+) -> list[bytes]:
     answers = answer_together(asked)
     give_memory_back()
-    return answers
+    return with_attackers(answers, hostile)
 
 
 def _print_summary(console: Console, results: Results, run: Path, report: Path) -> None:

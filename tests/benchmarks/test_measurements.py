@@ -16,6 +16,7 @@ from benchmarks import (
     flower_ray,
     gpu,
     growth,
+    loading,
     peak,
     plain,
     plain_loop,
@@ -25,6 +26,7 @@ from benchmarks import (
 )
 from benchmarks.fit import ALL_LINEAR, ATTENTION, LocalFit
 from benchmarks.geometry import SMOKE
+from benchmarks.records import random_sites
 from benchmarks.schema import Report
 from benchmarks.work import RoundWork
 from benchmarks.workers import plain_workers
@@ -113,6 +115,37 @@ def test_prefix_cache(session_of, tmp_path):
     prefix_cache.measure(session, [prefix_cache.SMOKE_CASE])
     _, report = written(session, tmp_path)
     assert {arm.name for arm in report.rows[0].arms} == {"with cache", "without"}
+    assert report.rows[0].numbers["operations without / with cache"] > 1
+
+
+def test_loading(session_of, tmp_path):
+    session = session_of("loading", repeats=2)
+    loading.measure(session, [loading.SMOKE_CASE])
+    _, report = written(session, tmp_path)
+    (row,) = report.rows
+    (share,) = row.ratios
+    assert 0 < share.low <= share.value <= share.high < 1
+    assert (share.target.bound, share.target.value) == ("at most", 0.05)
+
+
+def test_loading_sees_what_is_slow_in_it(base, monkeypatch):
+    """Pictures that take a while to read are in the share, and nothing else is."""
+    job = loading.benchmark_job(base, FIT, ALL_LINEAR)
+    loop = loading.EngineLoop.load(job)
+    sites = random_sites(SMOKE, 2, FIT.batch_size * FIT.steps)
+    now = [0.0]
+    monkeypatch.setattr(loading.time, "perf_counter", lambda: now[0])
+    original = loading.losses.pixels_of
+
+    def slow(prepared, rows):
+        now[0] += 1.0
+        return original(prepared, rows)
+
+    monkeypatch.setattr(loading.losses, "pixels_of", slow)
+    with loading.watched(loop.encoder) as watch:
+        loop.train_round(sites, loading.random_start(loop.encoder.layout))
+        watch.lap()
+    assert watch.laps == [2.0 * FIT.steps]  # two sites
 
 
 def test_peak(session_of, tmp_path, monkeypatch):

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import client.agent
 import client.work
-from client.agent import SiteAgent, answer_together, towers_in_use
+from client.agent import NotReleasedError, SiteAgent, answer_together, towers_in_use
 from client.audit import verify
 from client.data.sources import SiteSource
 from client.policy import SitePolicy, simulation_policy
 from client.settings import SiteSettings
+from client.work import Validated, validate_together
 from shared.adapter import SharedAdapter, factor_of
-from shared.errors import BaseModelError, DataError, TrainingError
+from shared.errors import BaseModelError, DataError, StorageError, TrainingError
 from shared.layout_file import adapter_bytes
 from shared.messages import (
     PARTS,
@@ -423,7 +425,7 @@ def test_sites_that_train_together_answer_what_each_answers_alone(cohort, ask, t
         assert (reply.site, reply.weights, reply.holds) == (name, own.weights, own.holds)
         assert reply.summary.steps == own.summary.steps
         assert reply.summary.loss == pytest.approx(own.summary.loss, rel=1e-5)
-        assert reply.summary.validation_loss == own.summary.validation_loss
+        assert reply.summary.validation_loss == pytest.approx(own.summary.validation_loss, rel=1e-6)
         assert found.keys() == alone.keys()
         unit = 3 * 2**16  # of the largest weight: 1.0 in fixed point
         assert max(np.abs(array).max() for array in alone.values()) > 1e-3 * unit
@@ -525,3 +527,91 @@ def test_an_error_at_one_site_does_not_keep_the_others_from_training(
         ("ok", None), ("refused", "internal"), ("ok", None),
     ]  # fmt: skip
     assert "Jane" not in caplog.text
+
+
+def test_sites_that_are_measured_together_answer_what_each_answers_alone(cohort, ask, start):
+    for name, agent in cohort.items():
+        agent.handle(ask("personalize", site=name))
+    together = answer_together([(a, ask("evaluate", site=n)) for n, a in cohort.items()])
+    for (name, agent), body in zip(cohort.items(), together, strict=True):
+        reply, own = (
+            decode_reply(body)[0],
+            decode_reply(agent.handle(ask("evaluate", site=name)))[0],
+        )
+        assert (reply.status, reply.site, own.status) == ("ok", name, "ok")
+        loss = own.summary.validation_loss
+        assert reply.summary.validation_loss == pytest.approx(loss, rel=1e-6)
+        found, alone = reply.evaluation.metrics, own.evaluation.metrics
+        assert found.keys() == alone.keys()
+        for model, table in alone.items():
+            assert found[model].keys() == table.keys()
+            for metric, entry in table.items():
+                assert found[model][metric].value == pytest.approx(entry.value, abs=1e-6)
+
+
+def test_every_validation_set_of_a_cohort_is_encoded_in_the_same_chunks(
+    cohort, ask, encoder, monkeypatch
+):
+    chunks = []
+    encode = encoder.encode_images
+
+    def counted(pixels, counts=None):
+        if not torch.is_grad_enabled():
+            chunks.append(len(pixels))
+        return encode(pixels, counts)
+
+    monkeypatch.setattr(encoder, "encode_images", counted)
+    works = [agent.begin(ask(site=name)) for name, agent in cohort.items()]
+    found = validate_together(works)
+    images = [int(work.data.splits["val"].has_image.sum()) for work in works]
+    assert chunks == [sum(images)]
+    assert 0 < max(images) < sum(images)
+    assert [type(each) for each in found] == [Validated] * 3
+
+
+def test_an_error_in_one_validation_set_does_not_keep_the_others(cohort, ask, monkeypatch, caplog):
+    measure = client.work.validation_losses
+
+    def failing(encoder, sites, view, job):
+        if any(data.name == "south" for data in sites):
+            raise ValueError("Jane has pneumonia")
+        return measure(encoder, sites, view, job)
+
+    monkeypatch.setattr(client.work, "validation_losses", failing)
+    for kind in ("train", "evaluate"):
+        asked = [(agent, ask(kind, site=name)) for name, agent in cohort.items()]
+        replies = [decode_reply(body)[0] for body in answer_together(asked)]
+        assert [(r.status, r.reason) for r in replies] == [
+            ("ok", None), ("refused", "internal"), ("ok", None),
+        ]  # fmt: skip
+    assert "Jane" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["describe", "train", "personalize", "evaluate"])
+def test_a_site_that_cannot_note_its_answer_releases_nothing_and_the_others_answer(
+    cohort, ask, tmp_path, kind, caplog
+):
+    def asked():
+        return [(agent, ask(kind, site=name)) for name, agent in cohort.items()]
+
+    (tmp_path / "south" / "audit.jsonl").mkdir()
+    with pytest.raises(NotReleasedError, match=r"audit\.jsonl") as failed:
+        answer_together(asked())
+    north, south, west = failed.value.answers
+    assert isinstance(south, StorageError)
+    assert [decode_reply(body)[0].status for body in (north, west)] == ["ok", "ok"]
+    assert "nothing released: storage" in caplog.text
+    assert [verify(tmp_path / name / "audit.jsonl") for name in ("north", "west")] == [1, 1]
+    with pytest.raises(StorageError, match=r"audit\.jsonl"):
+        cohort["south"].handle(ask(kind, site="south"))
+    (tmp_path / "south" / "audit.jsonl").rmdir()
+    assert [decode_reply(body)[0].status for body in answer_together(asked())] == ["ok"] * 3
+    assert verify(tmp_path / "south" / "audit.jsonl") == 1
+
+
+def test_a_site_that_cannot_even_refuse_releases_nothing(cohort, ask, tmp_path):
+    (tmp_path / "south" / "audit.jsonl").mkdir()
+    with pytest.raises(NotReleasedError) as failed:
+        answer_together([(cohort["south"], b"garbage"), (cohort["west"], ask(site="west"))])
+    assert isinstance(failed.value.answers[0], StorageError)
+    assert decode_reply(failed.value.answers[1])[0].status == "ok"

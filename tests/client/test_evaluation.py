@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import importlib.util
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+import client.embeddings
 from client.evaluation import evaluate_site
 from shared.config import parse_job
 from shared.errors import TrainingError
@@ -300,3 +302,34 @@ def test_a_site_of_usual_size_takes_a_moment():
     start = time.process_time()
     evaluate(data)
     assert time.process_time() - start < 5
+
+
+def test_the_base_is_embedded_once_for_as_long_as_the_records_live():
+    data, encoder = stub.make_site(), stub.StubEncoder()
+    first = evaluate(data, {"base": AdapterView()}, encoder=encoder)
+    images, texts = encoder.embedded_images, encoder.embedded_texts
+    assert (images, texts) == (60 + 40, 6 + 4)
+    views = {"base": AdapterView(), "shared": VIEWS["shared"]}
+    again = evaluate(data, views, encoder=encoder)
+    assert again.metrics["base"] == first.metrics["base"]
+    assert (encoder.embedded_images, encoder.embedded_texts) == (2 * images, 2 * texts)
+    fresh = evaluate(data, views, encoder=stub.StubEncoder())
+    assert fresh == again
+    assert evaluate(stub.make_site(), views, encoder=encoder) == again
+    assert encoder.embedded_images == 4 * images
+
+
+def test_what_is_kept_of_the_base_goes_with_the_records_and_has_an_end(monkeypatch):
+    kept = client.embeddings._kept
+    kept.clear()
+    data, encoder = stub.make_site(), stub.StubEncoder()
+    evaluate(data, encoder=encoder)
+    assert len(kept) == 4
+    del data
+    gc.collect()
+    assert len(kept) == 0
+    monkeypatch.setattr(client.embeddings, "_KEPT_BYTES", 100 * 6 * 4 + 1)
+    sites = [stub.make_site() for _ in range(5)]
+    for site in sites:
+        evaluate(site, encoder=encoder)
+    assert 0 < sum(array.nbytes for array in kept.values()) <= 100 * 6 * 4

@@ -13,7 +13,8 @@ from client.data.records import SiteData
 from client.losses import Part, encode, encode_all
 from client.personalization import PersonalTask, personalize
 from client.prefix_cache import held_bytes, keep_prefixes, kept_prefixes, why_recomputed
-from client.training import SiteTask, fresh_adapter, train_local, train_shared, validation_loss
+from client.training import SiteTask, fresh_adapter, train_local, train_shared
+from client.validation import validation_loss
 from shared.adapter import TOWERS, Adapter, SharedAdapter
 from shared.config import JobConfig
 from shared.errors import TrainingError

@@ -14,8 +14,8 @@ from client.training import (
     fresh_adapter,
     train_local,
     train_shared,
-    validation_loss,
 )
+from client.validation import validation_loss
 from shared.adapter import SharedAdapter, factor_of
 from shared.config import JobConfig
 from shared.errors import TrainingError

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from client import fitting
 from client.training import train_shared
 from server.history import RunHistory
 from server.job_text import to_toml
@@ -234,6 +236,41 @@ def test_a_disk_that_is_full_when_the_results_come(
     assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
     assert "no space left on the disk" in ended.line
     assert listed()["status"] == "failed"
+    assert ended_well(simulate("--resume", run), run, undisturbed)
+    assert listed()["status"] == "finished"
+
+
+# --- the device ---
+
+
+def test_a_device_that_is_gone_in_the_second_round(
+    simulate, listed, job, tmp_path, monkeypatch, undisturbed
+):
+    run, rounds, begun = tmp_path / "faults-1", [], []
+
+    def lost(encoder, tasks, config):
+        rounds.append(tasks[0].round)
+        with monkeypatch.context() as patch:
+            if tasks[0].round == 2:
+                patch.setattr(fitting, "encode", gone)
+            return train_shared(encoder, tasks, config)
+
+    def gone(*_):
+        begun.append(1)
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nzebra-report")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("client.work.train_shared", lost)
+        ended = simulate(job)
+    assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
+    assert ended.line.startswith("consilia: error: the device that trained a-paired stopped")
+    for words in ("1 of 2 rounds are committed and intact", f"go on with --resume {run}"):
+        assert words in ended.line
+    assert (rounds, begun) == ([1, 2], [1])  # nothing is tried again on it
+    assert "unspecified launch failure" in (run / "log.txt").read_text()
+    assert "zebra" not in ended.err + (run / "log.txt").read_text()
+    assert (listed()["status"], listed()["rounds"]) == ("failed", 1)
+    assert rounds_of(run) == ["round-0001"]
     assert ended_well(simulate("--resume", run), run, undisturbed)
     assert listed()["status"] == "finished"
 

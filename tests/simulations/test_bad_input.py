@@ -80,7 +80,10 @@ JOBS = {
     ),
     "no such rule": (
         "[aggregate]\nrule = 'fedprox'\n",
-        ["aggregate.rule = 'fedprox'", "'fedavg', 'ffa' or 'altfold'"],
+        [
+            "aggregate.rule = 'fedprox'",
+            "'fedavg', 'ffa', 'altfold', 'flexlora', 'fedex' or 'flora'",
+        ],
     ),
     "no such method": (
         "[personalize]\nmethod = 'duett'\n",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.settings import SiteSettings
-from client.training import validation_loss
+from client.validation import validation_loss
 from shared.config import JobConfig
 from shared.errors import TrainingError
 from shared.layout_file import load_adapter

@@ -6,6 +6,8 @@ import time
 import pytest
 from flwr.serverapp import Grid
 
+from client.agent import NotReleasedError
+from shared.errors import StorageError
 from shared.wire import body_of, to_message
 from simulations.grid import CLIENT_APP_FAILED, LocalGrid, LostMessageError, Together
 
@@ -181,3 +183,16 @@ def test_closing_drops_what_waits_and_does_not_wait_for_the_work(log):
     assert time.monotonic() - start < 0.4
     time.sleep(1.2)
     assert len(log) <= 1
+
+
+def test_a_site_that_releases_nothing_takes_only_its_own_message_with_it(sites):
+    def answer(asked):
+        raise NotReleasedError(
+            [StorageError("disk full") if s.name == "north" else s.handle(b) for s, b in asked]
+        )
+
+    with LocalGrid(sites, Together(answer, LOAD, samples=99)) as grid:
+        replies = ask(grid, [b"0", b"1", b"2"])
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert [body_of(replies[n]) for n in (0, 2)] == [b"east:0", b"west:2"]
+    assert (replies[1].error.code, replies[1].error.reason) == (CLIENT_APP_FAILED, "StorageError")
