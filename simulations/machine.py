@@ -7,8 +7,11 @@ import importlib.metadata
 import os
 import platform
 import resource
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +46,19 @@ def settle(job: JobConfig) -> str:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return devices(wanted)[0]
+
+
+@contextmanager
+def termination_like_interrupt() -> Iterator[None]:
+    """Let a termination signal, as batch systems send it, stop a run as cleanly as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def give_memory_back() -> None:

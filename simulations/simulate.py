@@ -5,9 +5,7 @@ Flower's Grid → results → report. Every step is a function of the one before
 is enough to go on after an interruption at any moment.
 """
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +54,7 @@ from simulations.machine import (
     encoder_for,
     give_memory_back,
     settle,
+    termination_like_interrupt,
     versions,
 )
 from simulations.progress import RunProgress
@@ -99,7 +98,7 @@ def simulate_command(wishes: Wishes) -> int:
         console = Console(stderr=wishes.as_json, width=100)  # a log file has no width of its own
     run, job = _new(wishes) if wishes.resume is None else _resumed(wishes)
     try:
-        with _termination_like_interrupt():
+        with termination_like_interrupt():
             results = simulate(run, job, console)
             report = write_report(run)
     except KeyboardInterrupt:
@@ -113,19 +112,6 @@ def simulate_command(wishes: Wishes) -> int:
     else:
         _print_summary(console, results, run, report)
     return results.exit_code
-
-
-@contextmanager
-def _termination_like_interrupt() -> Iterator[None]:
-    """Let a termination signal, as batch systems send it, stop a run as cleanly as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _new(wishes: Wishes) -> tuple[Path, JobConfig]:

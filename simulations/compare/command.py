@@ -21,7 +21,7 @@ from simulations.compare.run import carry_out
 from simulations.compare.table import make_rows
 from simulations.compare.text import terminal_table, to_csv, to_markdown
 from simulations.compare.words import sentences
-from simulations.machine import versions
+from simulations.machine import termination_like_interrupt, versions
 
 _COLUMNS = 112
 
@@ -65,7 +65,8 @@ def compare_command(wishes: Wishes) -> int:
     plan = make_plan(wishes.job, given, methods, rates, wishes.seeds, wishes.out)
     jobs = wishes.jobs or os.cpu_count() or 1
     console.print(_headline(plan, jobs), highlight=False, markup=False)
-    comparison = compare(plan, jobs, console, wishes.command)
+    with termination_like_interrupt():
+        comparison = compare(plan, jobs, console, wishes.command)
     _write(plan, comparison, wishes.markdown)
     if wishes.as_json:
         sys.stdout.write(comparison.model_dump_json(indent=1) + "\n")

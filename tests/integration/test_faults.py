@@ -275,10 +275,11 @@ def test_a_device_that_is_gone_in_the_second_round(
     assert listed()["status"] == "finished"
 
 
-# --- the keyboard ---
+# --- the keyboard, and a batch system's signal ---
 
 
-def test_ctrl_c_in_the_middle_of_a_round(simulate, listed, job, tmp_path, undisturbed):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_round(simulate, listed, job, tmp_path, undisturbed, sent):
     run = tmp_path / "faults-1"
     arguments = [sys.executable, "-u", "-m", "simulations.cli", "simulate", str(job)]
     process = subprocess.Popen(
@@ -289,7 +290,7 @@ def test_ctrl_c_in_the_middle_of_a_round(simulate, listed, job, tmp_path, undist
     )
     for line in process.stdout:
         if line.startswith("Round 1 of 2"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(sent)
             break
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
