@@ -34,7 +34,7 @@ _PARTS: Mapping[str, tuple[str, str]] = {
 }
 """What training records are: colour on a page, colour on a terminal."""
 
-_LABEL, _WIDTH, _ROW, _TOP = 150, 300, 24, 80
+_LABEL, _WIDTH, _ROW, _TOP = 150, 300, 24, 96
 
 
 def parts_of(site: SiteDescription) -> dict[str, int]:
@@ -132,7 +132,8 @@ def figure(sites: Sequence[SiteDescription]) -> str:
     kinds = [parts_of(site) for site in sites]
     findings = findings_of(sites)
     hues = dict(zip(findings[0] if findings else {}, _HUES, strict=False))
-    colours = {name: page for name, (page, _) in _PARTS.items()}
+    present = {name for row in kinds for name, count in row.items() if count}
+    colours = {name: page for name, (page, _) in _PARTS.items() if name in present}
     middle = _LABEL + _WIDTH + 40
     height = _TOP + _ROW * len(sites) + 20
     body = [
@@ -160,16 +161,16 @@ def _largest(rows: Sequence[Mapping[str, int]]) -> int:
 
 
 def _legend(x: int, title: str, colours: Mapping[str, str]) -> list[str]:
-    """The title, and the names in lines of four, each where the one before it ends."""
+    """The title, and the names in lines of three, each where the one before it ends."""
     out = [f'<text x="{x}" y="16" font-weight="600">{escape(title)}</text>']
-    for line in range(3):
+    for line in range(4):
         left = float(x)
-        for name, colour in [*colours.items()][4 * line : 4 * line + 4]:
+        for name, colour in [*colours.items()][3 * line : 3 * line + 3]:
             words = name if len(name) <= 14 else f"{name[:13]}…"
             y = 26 + 16 * line
             out.append(f'<rect x="{left:g}" y="{y}" width="9" height="9" fill="{colour}"/>')
             out.append(f'<text x="{left + 12:g}" y="{y + 9}" font-size="10">{escape(words)}</text>')
-            left += 18 + 5.6 * len(words)
+            left += 24 + 6 * len(words)  # letters of ten units are narrower than six
     return out
 
 
