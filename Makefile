@@ -51,7 +51,7 @@ test-ray: setup setup-ray
 
 # All benchmarks, then their figures into docs/performance.md (about half an hour).
 bench: setup setup-ray
-	set -e; for b in flower_ray plain_loop "plain_loop --geometry vit-b32" centralised prefix_cache loading peak round_overhead growth gpu; do $(BIN)/python -m benchmarks.$$b; done
+	set -e; for b in flower_ray plain_loop "plain_loop --geometry vit-b32" centralised prefix_cache loading peak round_overhead aggregation growth gpu; do $(BIN)/python -m benchmarks.$$b; done
 	$(BIN)/python -m benchmarks.table --write docs/performance.md
 
 # What a GPU gives; says so where there is none.
