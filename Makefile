@@ -1,6 +1,6 @@
 # make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
 # make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
-.PHONY: help setup demo test check setup-browser setup-ray lock test-slow test-kill test-ray study bench bench-gpu tiny clean
+.PHONY: help setup demo test check setup-browser setup-ray lock test-slow test-kill test-ray test-gpu study bench bench-gpu tiny clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +48,10 @@ test-kill: setup
 
 test-ray: setup setup-ray
 	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_flower_engine.py tests/simulations/test_flower_actors.py
+
+# What only a machine with a GPU can test.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 # All benchmarks, then their figures into docs/performance.md (about half an hour).
 bench: setup setup-ray

@@ -23,7 +23,7 @@ from benchmarks.records import write_sites
 from benchmarks.schema import Ratio, Row
 from benchmarks.session import Session, standard_parser
 from benchmarks.timing import Contender, alone, at_most, interleave, ratio_of
-from client import losses
+from client import encoding
 from client.batches import prepare
 from client.data.load import load_site
 from client.data.records import SiteData
@@ -87,7 +87,7 @@ def watched(encoder: DualEncoder) -> Iterator[Stopwatch]:
     """Time everything that brings records to an encoder's towers."""
     watch = Stopwatch()
     with (
-        patch.object(losses, "_pixels", watch.timed(losses._pixels)),
+        patch.object(encoding, "_pixels", watch.timed(encoding._pixels)),
         patch.object(encoder, "pad", watch.timed(encoder.pad)),
         patch.object(encoder, "_values", watch.timed(encoder._values)),
     ):

@@ -10,7 +10,6 @@ import logging
 import resource
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -20,11 +19,11 @@ from typing import Literal, TypeVar
 from client.audit import AuditLog, on_disk_together
 from client.data.load import load_site
 from client.data.records import SiteData
-from client.device_faults import DEVICE_LOST, OUT_OF_MEMORY, is_out_of_memory, lost_device
 from client.evaluation import evaluate_site
 from client.personalization import Personalized
 from client.policy import SitePolicy
 from client.received import EMPTY, check_fits, join_received, receive_parts
+from client.refusals import place_of, reason_of
 from client.release import (
     Answer,
     change_of,
@@ -55,14 +54,9 @@ from shared.adapter import (
 )
 from shared.config import JobConfig
 from shared.errors import (
-    AdapterMismatchError,
-    BaseModelError,
-    DataError,
     RefusedError,
     RunDirectoryError,
     StorageError,
-    TrainingError,
-    WireError,
 )
 from shared.layout_file import load_adapter
 from shared.messages import (
@@ -81,18 +75,6 @@ from shared.tensors import Tensors
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-_OURS = Path(__file__).parents[1]
-
-# The reason code that stands for a sort of error; the error's own text stays at the site.
-_REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (WireError, "wire"),
-    (DataError, "data"),
-    (BaseModelError, "base"),
-    (AdapterMismatchError, "adapter-mismatch"),
-    (StorageError, "storage"),
-    (MemoryError, "out-of-memory"),
-)
 
 
 class _MissingPartsError(Exception):
@@ -200,7 +182,7 @@ class SiteAgent:
         return release_again(work.request, work.kept or b"", self._audit)
 
     def _refuse(self, request: Request | None, started: float, error: Exception) -> bytes:
-        reason = _reason_of(error)
+        reason = reason_of(error)
         return release_refusal(self._reply(request, started), reason, self._audit)
 
     def _check(self, request: Request) -> None:
@@ -332,7 +314,7 @@ def _noted(step: Callable[[], Result]) -> Result | StorageError:
         failed = StorageError(f"the audit log cannot be used: {error.strerror}")
         failed.__cause__ = error
     # Only the place is logged, as for a refusal.
-    log.error("nothing released: storage at %s", _place_of(failed))
+    log.error("nothing released: storage at %s", place_of(failed))
     return failed
 
 
@@ -386,32 +368,3 @@ def _load_reference(path: Path) -> SharedAdapter:
         return load_adapter(path)
     except RunDirectoryError as error:
         raise StorageError(str(error)) from error
-
-
-def _reason_of(error: Exception) -> str:
-    """Return the code for an error, and note at the site where it came from.
-
-    Only its type and place are logged: the text of an error may quote a record.
-    """
-    where = _place_of(error)
-    if isinstance(error, RefusedError | TrainingError):
-        log.warning("request refused: %s%s", error.reason, where and f" at {where}")
-        return error.reason
-    for sort, reason in _REASONS:
-        if isinstance(error, sort):
-            log.warning("request refused: %s (%s at %s)", reason, type(error).__name__, where)
-            return reason
-    device = OUT_OF_MEMORY if is_out_of_memory(error) else DEVICE_LOST if lost_device(error) else ""
-    if device:
-        log.error("request refused: %s at %s", device, where)
-        return device
-    log.error("request refused: internal (%s at %s)", type(error).__name__, where)
-    return "internal"
-
-
-def _place_of(error: Exception) -> str:
-    """Return where an error came from; empty for one that was handed on and never raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_OURS)]
-    places = dict.fromkeys(f"{Path(f.filename).name}:{f.lineno}" for f in (*own[-1:], *frames[-1:]))
-    return " in ".join(reversed(places))

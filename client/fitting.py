@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from client.balance import coefficients, discrepancy
-from client.losses import LossContext, Part, batch_losses, encode
+from client.encoding import Part, encode
+from client.losses import LossContext, batch_losses
 from shared.adapter import TOWERS, Factor, Tower
 from shared.config import TrainConfig
 from shared.errors import TrainingError

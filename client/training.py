@@ -18,15 +18,9 @@ from client.device_faults import (
     is_out_of_memory,
     lost_device,
 )
+from client.encoding import Part
 from client.fitting import Block, FitResult, Learner, Schedule, fit
-from client.losses import (
-    LossContext,
-    Part,
-    PromptSet,
-    Teacher,
-    ask_teacher,
-    embed_prompts,
-)
+from client.losses import LossContext, PromptSet, Teacher, ask_teacher, embed_prompts
 from client.prefix_cache import keep_prefixes
 from shared.adapter import AdapterLayout, Array, Factor, SharedAdapter, Tower, factor_name
 from shared.config import JobConfig, TrainConfig

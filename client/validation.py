@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from client.batches import prepare
 from client.data.records import SiteData
-from client.losses import embed_prompts, encode_together, held_out_losses
+from client.encoding import encode_together
+from client.losses import embed_prompts, held_out_losses
 from client.prefix_cache import keep_prefixes
 from shared.config import JobConfig
 from shared.model.encoder import DualEncoder

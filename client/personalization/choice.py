@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from client.batches import prepare
 from client.data.records import SiteData
-from client.losses import Features, HeldOut, PromptSet, embed_prompts, encode_all, held_out_losses
+from client.encoding import Features, encode_all
+from client.losses import HeldOut, PromptSet, embed_prompts, held_out_losses
 from client.personalization.base import Alpha
 from client.prefix_cache import keep_prefixes
 from shared.adapter import Adapter, SharedAdapter

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from client.batches import Batch
+from client.encoding import Features, Part, encode
 from client.fitting import BETAS, Schedule
-from client.losses import Features, Part, batch_losses, encode
+from client.losses import batch_losses
 from client.personalization.base import Fitted, PersonalTask
 from client.personalization.cohort import (
     Anchor,

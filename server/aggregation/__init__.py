@@ -21,12 +21,7 @@ from server.aggregation.median import coordinate_median
 from server.aggregation.multi_krum import MultiKrum
 from server.aggregation.optimizers import Adaptive, Momentum, ServerOptimizer
 from server.aggregation.trimmed_mean import TrimmedMean
-from shared.config import (
-    AggregateConfig,
-    AggregationRule,
-    CombiningRule,
-    ServerOptimization,
-)
+from shared.config import AggregateConfig, AggregationRule, CombiningRule, ServerOptimization
 
 COMBINERS: dict[CombiningRule, Callable[[AggregateConfig], Combiner]] = {
     "mean": lambda _: linear.mean_change,

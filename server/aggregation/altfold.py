@@ -22,7 +22,7 @@ from shared.adapter import (
 
 
 @dataclass(frozen=True)
-class AltFold:
+class AltFold(base.Aggregator):
     """Averages B and A in turn.
 
     Attributes:
@@ -34,10 +34,6 @@ class AltFold:
     fold_every: int = 4
     learning_rate: float = 1.0
     combine: base.Combiner = linear.mean_change
-
-    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
-        """Return A with orthonormal rows by seed, and B = 0."""
-        return base.start(layout, seed)
 
     def open_round(
         self, shared: SharedAdapter, layout: AdapterLayout, round_number: int, seed: int

@@ -1,5 +1,6 @@
 """What every rule that turns the sites' changes into one adapter has in common."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -19,25 +20,33 @@ from shared.seeding import derive_seed
 
 
 class Aggregator(Protocol):
-    """A rule. Rounds count from 1; all methods are pure functions of their arguments."""
+    """A rule. Rounds count from 1; all methods are pure functions of their arguments.
+
+    What most rules do is written out here; a rule inherits it, and says where it differs.
+    """
 
     def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
         """Return the adapter before the first round; its product is zero."""
-        ...
+        return start(layout, seed)
 
     def open_round(
-        self, shared: SharedAdapter, layout: AdapterLayout, round_number: int, seed: int
+        self,
+        shared: SharedAdapter,
+        layout: AdapterLayout,  # noqa: ARG002 - rules that fold or turn the adapter need it
+        round_number: int,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
     ) -> SharedAdapter:
-        """Return the adapter in the form in which the sites shall train it.
+        """Return the adapter in the form in which the sites shall train it: as it is.
 
         The function it computes on the base is the same, to float32.
         """
-        ...
+        return shared
 
-    def trains(self, round_number: int) -> tuple[Factor, ...]:
-        """Return the factors that the sites train in a round."""
-        ...
+    def trains(self, round_number: int) -> tuple[Factor, ...]:  # noqa: ARG002
+        """Return the factors that the sites train in a round: both."""
+        return ("A", "B")
 
+    @abstractmethod
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]
     ) -> SharedAdapter:

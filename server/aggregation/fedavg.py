@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from server.aggregation import base, linear
 from server.aggregation.optimizers import ServerOptimizer
-from shared.adapter import AdapterLayout, AdapterUpdate, Factor, SharedAdapter
+from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(base.Aggregator):
     """Averages A and B, each for itself.
 
     Attributes:
@@ -26,24 +26,6 @@ class FedAvg:
     learning_rate: float = 1.0
     combine: base.Combiner = linear.mean_change
     optimizer: ServerOptimizer | None = None
-
-    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
-        """Return A with orthonormal rows by seed, and B = 0."""
-        return base.start(layout, seed)
-
-    def open_round(
-        self,
-        shared: SharedAdapter,
-        layout: AdapterLayout,  # noqa: ARG002 - part of the protocol
-        round_number: int,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> SharedAdapter:
-        """Return the adapter as it is."""
-        return shared
-
-    def trains(self, round_number: int) -> tuple[Factor, ...]:  # noqa: ARG002
-        """Return both factors."""
-        return ("A", "B")
 
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]

@@ -26,7 +26,6 @@ from shared.adapter import (
     AdapterLayout,
     AdapterUpdate,
     Array,
-    Factor,
     LayerShape,
     SharedAdapter,
     factor_name,
@@ -34,26 +33,8 @@ from shared.adapter import (
 
 
 @dataclass(frozen=True)
-class FedEx:
+class FedEx(base.Aggregator):
     """Averages both factors and adds what the product of the means misses to the residual."""
-
-    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
-        """Return A with orthonormal rows by seed, and B = 0."""
-        return base.start(layout, seed)
-
-    def open_round(
-        self,
-        shared: SharedAdapter,
-        layout: AdapterLayout,  # noqa: ARG002 - part of the protocol
-        round_number: int,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> SharedAdapter:
-        """Return the adapter as it is."""
-        return shared
-
-    def trains(self, round_number: int) -> tuple[Factor, ...]:  # noqa: ARG002
-        """Return both factors."""
-        return ("A", "B")
 
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]

@@ -15,7 +15,7 @@ from shared.adapter import AdapterLayout, AdapterUpdate, Factor, SharedAdapter
 
 
 @dataclass(frozen=True)
-class FfaLora:
+class FfaLora(base.Aggregator):
     """Averages B.
 
     Attributes:
@@ -29,10 +29,6 @@ class FfaLora:
     learning_rate: float = 1.0
     combine: base.Combiner = linear.mean_change
     optimizer: ServerOptimizer | None = None
-
-    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
-        """Return A with orthonormal rows by seed, and B = 0."""
-        return base.start(layout, seed)
 
     def open_round(
         self, shared: SharedAdapter, layout: AdapterLayout, round_number: int, seed: int

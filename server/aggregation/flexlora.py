@@ -4,8 +4,7 @@ Bai et al., 2024, https://arxiv.org/abs/2402.11505.
 
 The mean ``sum p_k B_k A_k`` has a rank of up to r per site; it is cut to the r largest singular
 values, which by Eckart and Young is as near as rank r can come. The tail beyond them is dropped,
-as in the paper, or moves into the residual, which makes the rule exact. Sites may have ranks of
-their own (``server.aggregation.ranks``): their factors are stacked like all others.
+as in the paper, or moves into the residual, which makes the rule exact.
 
 Every update is held until the round closes: memory grows with the cohort.
 """
@@ -24,7 +23,6 @@ from shared.adapter import (
     AdapterLayout,
     AdapterUpdate,
     Array,
-    Factor,
     LayerShape,
     SharedAdapter,
     factor_name,
@@ -32,7 +30,7 @@ from shared.adapter import (
 
 
 @dataclass(frozen=True)
-class FlexLora:
+class FlexLora(base.Aggregator):
     """Averages products.
 
     Attributes:
@@ -41,24 +39,6 @@ class FlexLora:
     """
 
     tail: Literal["drop", "fold"] = "drop"
-
-    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
-        """Return A with orthonormal rows by seed, and B = 0."""
-        return base.start(layout, seed)
-
-    def open_round(
-        self,
-        shared: SharedAdapter,
-        layout: AdapterLayout,  # noqa: ARG002 - part of the protocol
-        round_number: int,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> SharedAdapter:
-        """Return the adapter as it is: its columns are in order of their singular values."""
-        return shared
-
-    def trains(self, round_number: int) -> tuple[Factor, ...]:  # noqa: ARG002
-        """Return both factors."""
-        return ("A", "B")
 
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]

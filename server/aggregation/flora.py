@@ -23,7 +23,6 @@ from shared.adapter import (
     AdapterLayout,
     AdapterUpdate,
     Array,
-    Factor,
     SharedAdapter,
     factor_name,
 )
@@ -31,12 +30,8 @@ from shared.seeding import derive_seed
 
 
 @dataclass(frozen=True)
-class Flora:
+class Flora(base.Aggregator):
     """Adds the mean of products to the residual and starts afresh."""
-
-    def start(self, layout: AdapterLayout, seed: int) -> SharedAdapter:
-        """Return A with orthonormal rows by seed, and B = 0."""
-        return base.start(layout, seed)
 
     def open_round(
         self,
@@ -51,10 +46,6 @@ class Flora:
             fresh_seed = derive_seed(seed, "lora-A", shared.folds, layer.module)
             factors |= base.fresh_factors(layout, layer, fresh_seed)
         return SharedAdapter(factors, shared.residual, shared.folds)
-
-    def trains(self, round_number: int) -> tuple[Factor, ...]:  # noqa: ARG002
-        """Return both factors."""
-        return ("A", "B")
 
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]

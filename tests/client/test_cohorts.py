@@ -12,7 +12,7 @@ import torch
 from client import fitting
 from client.batches import prepare, steps_of
 from client.data.records import SiteData
-from client.losses import encode
+from client.encoding import encode
 from client.personalization import PersonalTask, personalize
 from client.training import SiteTask, TrainedAdapter, fresh_adapter, train_local, train_shared
 from server.aggregation import AGGREGATORS

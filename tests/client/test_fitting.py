@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from client import fitting
+from client.encoding import Part
 from client.fitting import Block, FitResult, Learner, Schedule, fit
-from client.losses import Part
 from shared.adapter import AdapterLayout, LayerShape
 from shared.config import TrainConfig
 from shared.errors import TrainingError

@@ -8,16 +8,8 @@ import torch
 
 from client import losses
 from client.batches import Batch, PreparedSplit, prepare
-from client.losses import (
-    Features,
-    LossContext,
-    Part,
-    PromptSet,
-    Teacher,
-    batch_losses,
-    encode,
-    encode_all,
-)
+from client.encoding import Features, Part, encode, encode_all
+from client.losses import LossContext, PromptSet, Teacher, batch_losses
 from client.training import fresh_adapter
 from shared.adapter import SharedAdapter
 from shared.config import JobConfig

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcess
 
 from client.batches import Batch, prepare
 from client.data.records import SiteData
-from client.losses import LossContext, Part, batch_losses, encode
+from client.encoding import Part, encode
+from client.losses import LossContext, batch_losses
 from client.training import fresh_adapter, train_local
 from shared.adapter import Adapter
 from shared.config import JobConfig, ModelConfig

@@ -10,7 +10,7 @@ import torch
 
 from client.batches import Batch, PreparedSplit, prepare
 from client.data.records import SiteData
-from client.losses import Part, encode, encode_all
+from client.encoding import Part, encode, encode_all
 from client.personalization import PersonalTask, personalize
 from client.prefix_cache import held_bytes, keep_prefixes, kept_prefixes, why_recomputed
 from client.training import SiteTask, fresh_adapter, train_local, train_shared

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client.batches import Batch
-from client.losses import Features
+from client.encoding import Features
 from client.personalization import PersonalTask
 from client.personalization.feddat import disagreement, feddat
 from client.training import fresh_adapter
