@@ -12,6 +12,7 @@ from client.training import SiteTask, TrainedAdapter, train_shared
 from shared.adapter import AdapterLayout, Array, SharedAdapter, factor_of
 from shared.config import JobConfig
 from shared.errors import TrainingError
+from shared.memory import keep_freed_memory
 from shared.model.encoder import DualEncoder
 from simulations.cohorts import cohorts, loads, samples_at_once
 
@@ -68,7 +69,8 @@ class EngineLoop:
 
     @classmethod
     def load(cls, job: JobConfig, device: str = "cpu") -> Self:
-        """Load the job's base."""
+        """Load the job's base; memory is kept as in a run."""
+        keep_freed_memory()
         return cls(DualEncoder.load(job.model, job.lora, device=device), job)
 
     def with_fit(self, fit: LocalFit) -> "EngineLoop":

@@ -1,8 +1,8 @@
 """Whole rounds of the local engine, in a process of its own.
 
-``python -m benchmarks.rounds`` carries out the rounds of a job over folders of records exactly as
-``consilia simulate`` does: the sites' agents, the messages, the checks, the sum, the commit. It
-stops before the closing evaluation, and writes what every round took as JSON.
+``python -m benchmarks.start_rounds`` carries out the rounds of a job over folders of records
+exactly as ``consilia simulate`` does: the sites' agents, the messages, the checks, the sum, the
+commit. It stops before the closing evaluation, and writes what every round took as JSON.
 """
 
 import argparse
@@ -207,7 +207,7 @@ def child_command(wanted: Wanted) -> list[str]:
     """Return the command that carries the rounds out, without where it writes."""
     fit = wanted.fit
     return [
-        *(sys.executable, "-m", "benchmarks.rounds"),
+        *(sys.executable, "-m", "benchmarks.start_rounds"),
         *("--base", str(wanted.base), "--data", str(wanted.data)),
         *("--sites", str(wanted.sites), "--rounds", str(wanted.rounds)),
         *("--batch", str(fit.batch_size), "--steps", str(fit.steps)),
@@ -237,7 +237,3 @@ def main() -> int:
         times = run_rounds(wanted, Path(folder) / "run")
     given.out.write_text(json.dumps(asdict(times)) + "\n", encoding="utf-8")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

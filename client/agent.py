@@ -20,9 +20,12 @@ from client.audit import AuditLog, on_disk_together
 from client.data.load import load_site
 from client.data.records import SiteData
 from client.evaluation import evaluate_site
+from client.features import check_common
+from client.own_factor import OwnFactor, of_kinds
 from client.personalization import Personalized
 from client.policy import SitePolicy
-from client.received import EMPTY, check_fits, join_received, receive_parts
+from client.proxy import ProxySet, load_proxy
+from client.received import check_fits, join_received, receive_parts
 from client.refusals import place_of, reason_of
 from client.release import (
     Answer,
@@ -31,12 +34,14 @@ from client.release import (
     release_description,
     release_done,
     release_evaluation,
+    release_features,
     release_needs,
     release_refusal,
     release_update,
 )
 from client.settings import SiteSettings
 from client.state import SiteState, StoredPersonal
+from client.training import fresh_adapter
 from client.work import (
     Trained,
     Validated,
@@ -49,6 +54,7 @@ from client.work import (
 from shared.adapter import (
     TOWERS,
     AdapterLayout,
+    Array,
     SharedAdapter,
     Tower,
 )
@@ -69,7 +75,9 @@ from shared.messages import (
 )
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
+from shared.ranks import leading
 from shared.results import Model
+from shared.seeding import derive_seed
 from shared.tensors import Tensors
 
 log = logging.getLogger(__name__)
@@ -106,6 +114,7 @@ class SiteAgent:
         policy: What it will do at all.
         encoder: Loads the encoder that a job names; several simulated sites may share one.
         records: Loads the site's records.
+        proxy: Loads the public pairs, for jobs whose sites exchange features of them.
     """
 
     def __init__(
@@ -114,16 +123,19 @@ class SiteAgent:
         policy: SitePolicy,
         encoder: Callable[[JobConfig], DualEncoder],
         records: Callable[[SiteSettings, DualEncoder], SiteData] = load_records,
+        proxy: Callable[[SiteSettings, DualEncoder], ProxySet] = load_proxy,
     ) -> None:
         self._settings = settings
         self._policy = policy
         self._load_encoder = encoder
         self._load_records = records
+        self._load_proxy = proxy
         self._state = SiteState(settings.state, settings.held)
         self._audit = AuditLog(self._state.audit)
         self._held: dict[Part, str] = {}
         self._encoder: tuple[str, DualEncoder] | None = None
         self._data: tuple[str, SiteData] | None = None
+        self._proxy: tuple[str, ProxySet] | None = None
         self.lock = threading.Lock()
 
     def handle(self, body: bytes) -> bytes:
@@ -142,16 +154,21 @@ class SiteAgent:
             request, tensors = decode_request(body)
             self._check(request)
             encoder, data = self._open(request)
+            proxy = self._public(request, encoder)
             shared = SharedAdapter({})
+            own: Mapping[str, Array] = {}
             if request.kind != "describe":
                 shared = self._receive(request, tensors, encoder)
+                if proxy is not None:
+                    check_common(shared.features, len(proxy))
+                own = self._own(request, encoder)
         except _MissingPartsError:
             return release_needs(self._reply(request, started), self._audit)
         except Exception as error:
             return self._refuse(request, started, error)
         question = question_of(body)
         kept = self._state.answer(question)
-        return Work(request, question, kept, encoder, data, shared, started)
+        return Work(request, question, kept, encoder, data, shared, started, own, proxy)
 
     def finish(self, work: Work, result: object = None, together: int = 1) -> bytes:
         """Release what came of a work.
@@ -194,23 +211,49 @@ class SiteAgent:
 
     def _open(self, request: Request) -> tuple[DualEncoder, SiteData]:
         """Return encoder and data, loaded at the first request that needs them."""
-        job = request.job
+        job = request.job.at(self._settings.name)
         key = f"{job.model!r} {job.lora!r}"
         if self._encoder is None or self._encoder[0] != key:
             self._encoder = (key, self._load_encoder(job))
         encoder = self._encoder[1]
-        if encoder.base_sha256 != request.base_sha256:
+        if not self._policy.allows_base(encoder.base_sha256):
+            raise RefusedError("policy-base", "this base is not on the site's list")
+        if job is request.job and encoder.base_sha256 != request.base_sha256:
             raise RefusedError("base-mismatch", "the site's base has another digest")
         if self._data is None or self._data[0] != encoder.base_sha256:
             self._data = (encoder.base_sha256, self._load_records(self._settings, encoder))
         return encoder, self._data[1]
 
+    def _public(self, request: Request, encoder: DualEncoder) -> ProxySet | None:
+        """Return the public pairs if the job exchanges features of them, and they are the job's."""
+        if not request.job.aggregate.shares_features:
+            return None
+        if self._proxy is None or self._proxy[0] != encoder.base_sha256:
+            self._proxy = (encoder.base_sha256, self._load_proxy(self._settings, encoder))
+        proxy = self._proxy[1]
+        if proxy.sha256 != request.job.proxy.sha256:
+            raise RefusedError("proxy-mismatch", "the site's public set has another digest")
+        return proxy
+
     def _receive(self, request: Request, tensors: Tensors, encoder: DualEncoder) -> SharedAdapter:
         parts, missing = receive_parts(request, tensors, self._state)
-        self._held.update({part: request.parts.get(part, EMPTY) for part in parts})
+        self._held.update({part: request.parts[part] for part in parts if part in request.parts})
         if missing:
             raise _MissingPartsError
         return join_received(request, parts, encoder.layout)
+
+    def _own(self, request: Request, encoder: DualEncoder) -> Mapping[str, Array]:
+        """Return the factors that the site kept from the rounds before; mostly none."""
+        if not request.job.aggregate.private_factors:
+            return {}
+        # The round of a training is not over; that of a closing phase is.
+        last = request.round - (request.kind == "train")
+        own = OwnFactor(self._state.folder, request).after(last)
+        if own or request.kind != "train" or not request.job.aggregate.shares_features:
+            return own
+        # Nobody sends it one to begin with; it begins where it would alone.
+        seed = derive_seed(request.job.seed, "local", self._settings.name)
+        return fresh_adapter(encoder.layout, seed).factors
 
     def _describe(self, work: Work, reply: Answer) -> bytes:
         examples = {tower: work.data.examples(tower) for tower in TOWERS}
@@ -218,8 +261,8 @@ class SiteAgent:
         return release_description(reply, description, self._policy, self._audit)
 
     def _release_training(self, work: Work, trained: Trained, reply: Answer) -> bytes:
-        adapter, start = trained.adapter, work.shared.factors
-        change = change_of(adapter.factors, start)
+        adapter, request = trained.adapter, work.request
+        private = request.job.aggregate.private_factors
         summary = TrainSummary(
             loss=adapter.loss,
             validation_loss=trained.loss_before,
@@ -227,8 +270,17 @@ class SiteAgent:
             discrepancy=dict(adapter.discrepancy),
             steps=adapter.steps,
         )
-        layout = work.encoder.layout
-        answer = release_update(reply, change, layout, summary, self._policy, self._audit)
+        if trained.features is not None:
+            answer = release_features(reply, trained.features, summary, self._policy, self._audit)
+        else:
+            rank = request.job.lora.rank_of(request.site)
+            sent = leading(of_kinds(adapter.factors, request.factors), rank)
+            change = change_of(sent, leading(work.shared.factors, rank))
+            layout = work.encoder.layout.at_rank(rank)
+            answer = release_update(reply, change, layout, summary, self._policy, self._audit)
+        if private:
+            own = {**work.own, **of_kinds(adapter.factors, private)}
+            OwnFactor(self._state.folder, request).keep(request.round, own)
         self._state.keep_answer(work.question, answer)
         return answer
 
@@ -238,7 +290,8 @@ class SiteAgent:
         stored = self._state.load_personal(shared.sha256())
         views: dict[Model, AdapterView] = {"base": AdapterView()}
         views |= self._references(encoder.layout)
-        views["shared"] = AdapterView(shared=shared)
+        if shared.factors:
+            views["shared"] = AdapterView(shared=shared)
         if stored is not None and request.job.personalize.method != "none":
             views["personal"] = AdapterView(shared, stored.adapter, stored.alpha)
         job, least = (

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from client.balance import coefficients, discrepancy
-from client.encoding import Part, encode
+from client.encoding import Features, Part, encode
+from client.features import Contrast
 from client.losses import LossContext, batch_losses
 from shared.adapter import TOWERS, Factor, Tower
 from shared.config import TrainConfig
@@ -57,7 +58,7 @@ class Block:
     """A batch of one site within a step: its negatives are its own."""
 
     part: Part
-    context: LossContext
+    context: LossContext | Contrast
     weight: float = 1.0
 
 
@@ -70,12 +71,14 @@ class Learner:
         steps: How many to take.
         schedule: Learning rate by step.
         towers: Trained towers; factors of others stay as they are, bit for bit.
+        rank: So many columns are trained, the others stay as they are; all if not given.
     """
 
     plan: Iterator[Sequence[Block]]
     steps: int
     schedule: Schedule
     towers: tuple[Tower, ...]
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,29 @@ def _backward(encoder: DualEncoder, blocks: Sequence[Block], adapters: int) -> T
     """Propagate the weighted losses of all blocks back; return them, (blocks,)."""
     parts = [block.part for block in blocks]
     features = encode(encoder, parts, adapters)
-    losses = batch_losses(features, parts, [block.context for block in blocks])
+    losses = _losses(features, blocks)
     weights = torch.tensor([block.weight for block in blocks], device=losses.device)
     weighted = losses * weights
     weighted.sum().backward()
     return weighted.detach()
+
+
+def _losses(features: Sequence[Features], blocks: Sequence[Block]) -> Tensor:
+    """Return the loss of every block, (blocks,): of records, or of public items."""
+    own: dict[int, LossContext] = {}
+    losses: dict[int, Tensor] = {}
+    for number, block in enumerate(blocks):
+        if isinstance(block.context, Contrast):
+            losses[number] = block.context.loss(features[number], block.part.batch)
+        else:
+            own[number] = block.context
+    contexts = list(own.values())
+    if not losses:
+        return batch_losses(features, [block.part for block in blocks], contexts)
+    parts = [blocks[number].part for number in own]
+    found = batch_losses([features[number] for number in own], parts, contexts)
+    losses |= dict(zip(own, found.unbind(), strict=True))
+    return torch.stack([losses[number] for number in range(len(blocks))])
 
 
 class _Rows:
@@ -143,29 +164,36 @@ class _Rows:
         config: TrainConfig,
     ) -> None:
         self._stack, self._learners, self._config = stack, learners, config
-        self._start = stack.values.clone() if config.proximal else None
+        self._frozen = stack.beyond([each.rank or stack.rank for each in learners])
+        kept = config.proximal or self._frozen is not None
+        self._start = stack.values.clone() if kept else None
         self._slices = [stack.slices(factors, learner.towers) for learner in learners]
         # Slices cannot be hashed in Python 3.11.
         self._columns = self._stack.slices(factors, TOWERS)
-        groups = []
+        # Rows that always have the same rate share a group: a call of the optimiser each.
+        groups: dict[tuple[Schedule, int], list[Tensor]] = {}
         for row, (learner, slices) in enumerate(zip(learners, self._slices, strict=True)):
-            parameters = []
+            group = groups.setdefault((learner.schedule, learner.steps), [])
             for _, columns in slices:
                 parameter = stack.values[row, columns].detach()
                 parameter.grad = stack.gradients[row, columns]
-                parameters.append(parameter)
-            groups.append({"params": parameters, "lr": learner.schedule.peak})
+                group.append(parameter)
+        self._schedules = list(groups)
         self._optimizer = torch.optim.AdamW(
-            groups, betas=BETAS, weight_decay=config.weight_decay, fused=True
+            [{"params": parameters} for parameters in groups.values()],
+            betas=BETAS,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self._losses: list[Tensor] = []
         self._norms: list[dict[Tower, Tensor]] = []
 
     def begin(self, step: int) -> None:
         """Set learning rates; a row that is done is not touched any more."""
-        for learner, group in zip(self._learners, self._optimizer.param_groups, strict=True):
-            group["lr"] = learner.schedule.rate(step)
-            if step >= learner.steps:
+        groups = self._optimizer.param_groups
+        for (schedule, steps), group in zip(self._schedules, groups, strict=True):
+            group["lr"] = schedule.rate(step)
+            if step >= steps:
                 for parameter in group["params"]:
                     parameter.grad = None
 
@@ -183,6 +211,8 @@ class _Rows:
         gradients = self._stack.gradients
         if self._start is not None:
             gradients.add_(self._stack.values - self._start, alpha=self._config.proximal)
+        if self._frozen is not None:
+            gradients.masked_fill_(self._frozen, 0.0)
         norms = self._norms_by_tower(gradients)
         self._norms.append(norms)
         whole = torch.stack(list(norms.values())).square().sum(0).sqrt()
@@ -192,6 +222,8 @@ class _Rows:
         self._optimizer.step()
         if before is not None:
             self._balance(before, norms)
+        if self._frozen is not None and self._start is not None:  # weight decay moves all
+            self._stack.values.copy_(torch.where(self._frozen, self._start, self._stack.values))
 
     def _balance(self, before: Tensor, norms: dict[Tower, Tensor]) -> None:
         """Take back a part of the step of the tower that runs ahead: a smaller learning rate."""
@@ -209,20 +241,28 @@ class _Rows:
         return {tower: square.sqrt() for tower, square in squares.items()}
 
     def results(self) -> list[FitResult | TrainingError]:
-        return [self._result(row) for row in range(len(self._learners))]
+        losses = torch.stack(self._losses).cpu()
+        norms = {
+            tower: torch.stack([found[tower] for found in self._norms]).cpu()
+            for tower in self._norms[0]
+        }
+        finite = self._stack.values.isfinite().all(1).tolist()
+        return [
+            self._result(row, losses[: learner.steps, row], norms, finite=finite[row])
+            for row, learner in enumerate(self._learners)
+        ]
 
-    def _result(self, row: int) -> FitResult | TrainingError:
-        learner = self._learners[row]
-        losses = torch.stack([loss[row] for loss in self._losses[: learner.steps]])
-        if not (losses.isfinite().all() and self._stack.values[row].isfinite().all()):
+    def _result(
+        self, row: int, losses: Tensor, norms: dict[Tower, Tensor], *, finite: bool
+    ) -> FitResult | TrainingError:
+        """Return what came of a row, by its losses (steps,) and the norms of all (steps, rows)."""
+        if not (finite and bool(losses.isfinite().all())):
             return TrainingError(
                 "loss-not-finite",
                 "the loss or an adapter became infinite or not a number; train with a smaller "
                 "learning rate, or check the pictures and labels for constant values",
             )
-        norms = {
-            tower: torch.stack([n[tower][row] for n in self._norms[: learner.steps]])
-            for tower in dict.fromkeys(tower for tower, _ in self._slices[row])
-        }
-        means = {tower: float(norm.mean()) for tower, norm in norms.items()}
-        return FitResult(float(losses.mean()), learner.steps, means, discrepancy(norms))
+        trained = dict.fromkeys(tower for tower, _ in self._slices[row])
+        own = {tower: norms[tower][: len(losses), row] for tower in trained}
+        means = {tower: float(norm.mean()) for tower, norm in own.items()}
+        return FitResult(float(losses.mean()), len(losses), means, discrepancy(own))

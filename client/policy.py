@@ -25,6 +25,7 @@ class SitePolicy(BaseModel):
     Attributes:
         base_sha256: Bases that the site accepts, by digest; any if empty.
         requests: Kinds of request that the site answers.
+        features: Whether the site sends features of the public set that its own model gives.
         max_rounds: Longest job, in rounds.
         max_steps: Most optimiser steps in one round.
         max_epochs: Most passes over the training records in one round.
@@ -42,6 +43,7 @@ class SitePolicy(BaseModel):
 
     base_sha256: tuple[Sha256, ...] = ()
     requests: tuple[RequestKind, ...] = ("describe", "train", "personalize", "evaluate")
+    features: bool = False
     max_rounds: Count = 1000
     max_steps: Count = 10_000
     max_epochs: Annotated[float, Field(gt=0)] = 20.0
@@ -65,8 +67,15 @@ class SitePolicy(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"{path}: {first_problem(error, cls)}") from None
 
+    def allows_base(self, sha256: str) -> bool:
+        """Return whether the site works with a base."""
+        return not self.base_sha256 or sha256 in self.base_sha256
+
     def check(self, request: Request) -> None:
         """Raise unless the policy allows a request.
+
+        Where sites have bases of their own, which base is the site's is only known once it is
+        loaded; ``allows_base`` is asked then.
 
         Raises:
             RefusedError: With the code of the first rule that says no.
@@ -82,8 +91,13 @@ class SitePolicy(BaseModel):
             ),
             (
                 "policy-base",
-                not self.base_sha256 or request.base_sha256 in self.base_sha256,
+                bool(job.model.bases) or self.allows_base(request.base_sha256),
                 "this base is not on the site's list",
+            ),
+            (
+                "policy-features",
+                self.features or not job.aggregate.shares_features,
+                "the site sends no features of its own model",
             ),
             (
                 "policy-rounds",
@@ -136,6 +150,7 @@ def simulation_policy() -> SitePolicy:
         max_epochs=1e9,
         max_rank=256,
         max_change=1e9,
+        features=True,
         minimum_count=1,
         exact=True,
     )

@@ -1,6 +1,7 @@
 """The shared adapter as it reaches a site: in parts, checked before anything uses it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,12 @@ from shared.adapter import (
     adapter_sha256,
     check_compatible,
     factor_name,
+    factor_of,
 )
 from shared.errors import AdapterMismatchError, WireError
 from shared.latest import Latest
 from shared.messages import PARTS, Part, Request, join_parts, unpack_parts
+from shared.ranks import filled
 
 _NOTHING: Adapter = {}
 EMPTY = adapter_sha256(_NOTHING)
@@ -78,11 +81,25 @@ def join_received(
 
     def join() -> SharedAdapter:
         shared = join_parts(parts, request.folds)
-        check_fits(layout, shared)
-        return shared
+        if request.job.aggregate.shares_features:  # there is no adapter to fit
+            return shared
+        check_fits(layout.at_rank(_rank_sent(request, shared, layout)), shared)
+        factors = filled(shared.factors, layout)
+        return shared if factors is shared.factors else replace(shared, factors=factors)
 
     digests = (request.parts.get(part, EMPTY) for part in PARTS)  # every part has been checked
-    return _joined.get((*digests, request.folds, layout), join)
+    features = request.job.aggregate.shares_features
+    return _joined.get((*digests, request.folds, layout, features), join)
+
+
+def _rank_sent(request: Request, shared: SharedAdapter, layout: AdapterLayout) -> int:
+    """Return the rank that a site's factors must have: the run's, or the site's if it is smaller.
+
+    Rules that average products send a site in training its own columns only.
+    """
+    own = request.job.lora.ranks.get(request.site, layout.rank)
+    came = {len(array) for name, array in shared.factors.items() if factor_of(name) == "A"}
+    return own if request.kind == "train" and came == {own} else layout.rank
 
 
 def _digested(tensors: Mapping[str, NDArray[np.generic]]) -> _Parts:

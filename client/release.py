@@ -1,7 +1,8 @@
 """The only door out of a site.
 
-Whatever leaves is one of five things: a change of the shared adapter (clipped, weighted, in
-fixed point), released counts, released measures, "done", or a refusal with a fixed sentence.
+Whatever leaves is one of six things: a change of the shared adapter (clipped, weighted, in
+fixed point), features of the public set where the site's policy allows it, released counts,
+released measures, "done", or a refusal with a fixed sentence.
 Every body gets its line in the audit log before it is handed over; if the line cannot be
 written, the body does not leave.
 """
@@ -12,13 +13,14 @@ from functools import lru_cache
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.audit import AuditLog
 from client.disclosure import disclosed, disclosed_count, rounded
 from client.policy import SitePolicy
 from shared import fixedpoint
-from shared.adapter import Adapter, AdapterLayout, check_compatible
-from shared.errors import TrainingError, WireError
+from shared.adapter import Adapter, AdapterLayout, Array, Tower, check_compatible, factor_of
+from shared.errors import RefusedError, TrainingError, WireError
 from shared.latest import Latest
 from shared.messages import Description, Part, Reply, Request, TrainSummary, encode
 from shared.privacy.clipping import clip
@@ -34,6 +36,9 @@ REFUSALS: dict[str, str] = {
     "policy-rounds": "the site's policy does not allow so many rounds",
     "policy-steps": "the site's policy does not allow so much training",
     "policy-rank": "the site's policy does not allow an adapter of this rank",
+    "policy-features": "the site's policy does not allow sending features of its own model",
+    "no-proxy": "the site has no public set",
+    "proxy-mismatch": "the site's public set is not the one that the job names",
     "policy-differential-privacy": "the site's policy requires differential privacy",
     "policy-secure-aggregation": "the site's policy requires secure aggregation",
     "base": "the base cannot be loaded at the site",
@@ -48,6 +53,7 @@ REFUSALS: dict[str, str] = {
     "out-of-range": "the change does not fit the round's fixed point",
     "out-of-memory": "the site has too little memory for this round",
     "device-lost": "the device that trains at the site stopped working",
+    "private-factor": "the request asks for a factor that stays at the site",
     "no-projection": "the base has no projections that a site could keep to itself",
     "storage": "the site could not write to its own disk",
     "internal": "the site met an error of its own; its operator sees where",
@@ -134,9 +140,13 @@ def release_update(
         audit: Gets the line for this body.
 
     Raises:
-        TrainingError: If the change is not finite or does not fit the fixed point.
+        TrainingError: If the change is not finite or does not fit the fixed point, or has a
+            factor that the job leaves to the sites: such a change never leaves, in no part.
     """
     request = _known(answer)
+    private = request.job.aggregate.private_factors
+    if any(factor_of(name) in private for name in change):
+        raise TrainingError("private-factor", REFUSALS["private-factor"])
     weights = dict(request.weights)
     if not policy.exact:
         summary = rounded(summary)
@@ -161,6 +171,47 @@ def release_update(
         }
     )
     return _out(reply, tensors, "update", audit)
+
+
+def release_features(
+    answer: Answer,
+    features: Mapping[Tower, Array],
+    summary: TrainSummary,
+    policy: SitePolicy,
+    audit: AuditLog,
+) -> bytes:
+    """Release what the site's model makes of the public set, in place of a change of an adapter.
+
+    Args:
+        answer: Whose reply it is.
+        features: (N, d) by tower; brought to length one, which bounds each, and to float16.
+        summary: Released numbers.
+        policy: Must allow features.
+        audit: Gets the line for this body.
+
+    Raises:
+        RefusedError: ``policy-features``.
+        TrainingError: ``embedding-not-finite``, or ``wire`` for a tower without a weight.
+    """
+    request = _known(answer)
+    if not policy.features:
+        raise RefusedError("policy-features", REFUSALS["policy-features"])
+    if not set(features) <= set(request.weights):
+        raise TrainingError("wire", REFUSALS["wire"])
+    sent: dict[str, NDArray[np.float16]] = {}
+    for tower, values in features.items():
+        length = np.linalg.norm(values, axis=1, keepdims=True)
+        if not np.isfinite(values).all() or not (length > 0).all():
+            raise TrainingError("embedding-not-finite", REFUSALS["embedding-not-finite"])
+        sent[tower] = (values / length).astype(np.float16)
+    reply = answer.reply().model_copy(
+        update={
+            "weights": {tower: request.weights[tower] for tower in features},
+            "scale": request.scale,
+            "summary": summary if policy.exact else rounded(summary),
+        }
+    )
+    return _out(reply, sent, "features", audit)
 
 
 @lru_cache(maxsize=8)

@@ -27,6 +27,7 @@ class SiteSettings:
             file that does not exist is left out.
         device: What to compute on.
         held: Folder where parts of the shared adapter are held, if not in ``state``.
+        proxy: The public paired set, for jobs whose sites exchange features of it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SiteSettings:
     references: Mapping[Model, Path] = field(default_factory=dict)
     device: Device = "cpu"
     held: Path | None = None
+    proxy: SiteSource | None = None
 
     @property
     def pixels(self) -> Path:
@@ -61,6 +63,8 @@ class _SiteFile(BaseModel):
     device: Device = "auto"
     data: _DataTable
     references: dict[Literal["local"], Path] = {}
+    proxy: Path | None = None
+    """Table of the public paired set."""
 
 
 def load_settings(path: Path) -> SiteSettings:
@@ -85,4 +89,10 @@ def load_settings(path: Path) -> SiteSettings:
         accept=data.accept,
     )
     references: dict[Model, Path] = {m: home / file for m, file in content.references.items()}
-    return SiteSettings(content.name, source, home / content.state, references, content.device)
+    public = None
+    if content.proxy is not None:
+        path = home / content.proxy
+        public = SiteSource("proxy", path, path.parent)
+    return SiteSettings(
+        content.name, source, home / content.state, references, content.device, proxy=public
+    )

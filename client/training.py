@@ -19,6 +19,7 @@ from client.device_faults import (
     lost_device,
 )
 from client.encoding import Part
+from client.features import Exchange, public_parts
 from client.fitting import Block, FitResult, Learner, Schedule, fit
 from client.losses import LossContext, PromptSet, Teacher, ask_teacher, embed_prompts
 from client.prefix_cache import keep_prefixes
@@ -27,6 +28,7 @@ from shared.config import JobConfig, TrainConfig
 from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
+from shared.seeding import derive_seed
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +38,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class SiteTask:
-    """One site's part of a round: what it starts from and which factors it trains."""
+    """One site's part of a round: what it starts from and which factors it trains.
+
+    ``exchange`` is of jobs whose sites exchange features of public pairs, ``rank`` of sites that
+    train the first columns only.
+    """
 
     data: SiteData
     start: SharedAdapter
     factors: tuple[Factor, ...]
     seed: int
     round: int
+    exchange: Exchange | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,17 +188,18 @@ def _learner(encoder: DualEncoder, task: SiteTask, job: JobConfig, row: int) -> 
     plan = list(islice(draw_batches(train, config.batch_size, rng), steps))
     prompts = embed_prompts(encoder, task.data)
     teacher = ask_teacher(encoder, train, plan, lone=config.anchor, paired=0.0)
+    context = context_of(encoder, prompts, teacher, job)
+    blocks = site_blocks(train, plan, context, (config.shift_pixels, rng), row)
+    if task.exchange is not None:
+        seed = derive_seed(task.seed, "public")
+        public = public_parts(task.exchange, encoder, config.batch_size, row, seed)
+        blocks = ([*own, Block(*next(public))] for own in blocks)
     return Learner(
-        plan=site_blocks(
-            train,
-            plan,
-            context_of(encoder, prompts, teacher, job),
-            (config.shift_pixels, rng),
-            row,
-        ),
+        plan=blocks,
         steps=steps,
         schedule=schedule_of(config, total=job.rounds * steps, before=(task.round - 1) * steps),
         towers=task.data.towers,
+        rank=task.rank,
     )
 
 

@@ -3,14 +3,18 @@
 Knows nothing of policy or release; what a request needs has been checked before it gets here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from client.data.records import SiteData
+from client.features import Exchange, begin_exchange
+from client.own_factor import with_own
 from client.personalization import Personalized, PersonalTask, personalize
+from client.proxy import ProxySet
 from client.training import SiteTask, TrainedAdapter, train_shared
 from client.validation import validation_losses
-from shared.adapter import SharedAdapter
+from shared.adapter import FACTORS, Adapter, Array, Factor, SharedAdapter, Tower
 from shared.errors import TrainingError
 from shared.messages import Request
 from shared.model.encoder import DualEncoder
@@ -29,6 +33,8 @@ class Work:
         data: The site's records.
         shared: The adapter that the request is about; empty for ``describe``.
         started: Monotonic seconds.
+        own: The factors that the site keeps to itself; empty unless the rule leaves it any.
+        proxy: The public pairs, for jobs whose sites exchange features of them.
     """
 
     request: Request
@@ -38,14 +44,25 @@ class Work:
     data: SiteData
     shared: SharedAdapter
     started: float
+    own: Adapter = field(default_factory=dict)
+    proxy: ProxySet | None = None
+
+    @cached_property
+    def model(self) -> SharedAdapter:
+        """The site's function: the shared adapter, with the site's own factors in it."""
+        return with_own(self.shared, self.own)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained adapter, and the validation loss of what it started from, in nats."""
+    """A trained adapter, and the validation loss of what it started from, in nats.
+
+    ``features`` are what leaves in its place, by tower, where sites exchange features.
+    """
 
     adapter: TrainedAdapter
     loss_before: float | None
+    features: Mapping[Tower, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,32 +101,33 @@ def train_together(works: Sequence[Work]) -> list[Trained | Exception]:
         tasks = [_task(works[number]) for number, _ in ready]
         first = works[ready[0][0]]
         found = train_shared(first.encoder, tasks, first.request.job)
-        for (number, before), trained in zip(ready, found, strict=True):
+        for (number, before), task, trained in zip(ready, tasks, found, strict=True):
             if isinstance(trained, TrainingError):
                 results[number] = trained
             else:
-                results[number] = Trained(trained, before)
+                features = _features(first.encoder, task, trained)
+                results[number] = Trained(trained, before, features)
     nothing = TrainingError("no-training-data", "no tower to train in this round")
     return [nothing if result is None else result for result in results]
 
 
 def personalize_together(works: Sequence[Work]) -> list[Personalized | Exception]:
     """Fit every work's personal adapter; as ``train_together``."""
-    tasks = [PersonalTask(work.data, work.shared, work.request.seed) for work in works]
+    tasks = [PersonalTask(w.data, w.shared, w.request.seed, w.own) for w in works]
     return list(personalize(works[0].encoder, tasks, works[0].request.job))
 
 
 def validate_together(works: Sequence[Work]) -> list[Validated | Exception]:
-    """Measure every work's shared adapter on the site's validation records.
+    """Measure every work's model on the site's validation records.
 
-    Sites with equal adapters are encoded side by side: by content, so that who is in a chunk
+    Sites with equal models are encoded side by side: by content, so that who is in a chunk
     depends on ``works`` alone.
     """
-    by_shared: dict[str, list[int]] = {}
+    by_model: dict[str, list[int]] = {}
     for number, work in enumerate(works):
-        by_shared.setdefault(work.shared.sha256(), []).append(number)
+        by_model.setdefault(work.model.sha256(), []).append(number)
     results: dict[int, Validated | Exception] = {}
-    for numbers in by_shared.values():
+    for numbers in by_model.values():
         chosen = [works[number] for number in numbers]
         results |= dict(zip(numbers, _validate(chosen), strict=True))
     return [results[number] for number in range(len(works))]
@@ -118,7 +136,7 @@ def validate_together(works: Sequence[Work]) -> list[Validated | Exception]:
 def _validate(works: Sequence[Work]) -> list[Validated | Exception]:
     """Measure one adapter at some sites; if that fails, at each alone."""
     first = works[0]
-    sites, view = [work.data for work in works], AdapterView(shared=first.shared)
+    sites, view = [work.data for work in works], AdapterView(shared=first.model)
     try:
         losses = validation_losses(first.encoder, sites, view, first.request.job)
         return [Validated(loss) for loss in losses]
@@ -135,4 +153,33 @@ def _can_train(work: Work) -> bool:
 
 def _task(work: Work) -> SiteTask:
     request = work.request
-    return SiteTask(work.data, work.shared, request.factors, request.seed, request.round)
+    kinds = {*request.factors, *request.job.aggregate.private_factors}
+    factors: tuple[Factor, ...] = tuple(factor for factor in FACTORS if factor in kinds)
+    return SiteTask(
+        work.data,
+        work.model,
+        factors,
+        request.seed,
+        request.round,
+        _exchange(work),
+        request.job.lora.rank_of(request.site),
+    )
+
+
+def _exchange(work: Work) -> Exchange | None:
+    """Begin the exchange of features with what the site starts from, if the job has one."""
+    if work.proxy is None:
+        return None
+    towers = [tower for tower in work.data.towers if tower in work.request.weights]
+    common, config = work.shared.features, work.request.job.proxy
+    return begin_exchange(work.encoder, work.proxy, common, work.model, towers, config)
+
+
+def _features(
+    encoder: DualEncoder, task: SiteTask, trained: TrainedAdapter
+) -> dict[Tower, Array] | None:
+    """Return what the trained model makes of the public pairs."""
+    if task.exchange is None:
+        return None
+    model = SharedAdapter({**task.start.factors, **trained.factors})
+    return task.exchange.sent(encoder, model)

@@ -15,7 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.checkpoint import RunStore
 from server.events import Event
+from server.first_features import creamfl_of
 from server.history import RunHistory
+from server.proxy.step import Distiller
 from server.rounds import RoundEngine, RunOutcome
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig
@@ -63,6 +65,7 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
     base_sha256: str,
     on_event: Callable[[Event], None] | None = None,
     before_evaluation: Callable[[], None] | None = None,
+    distiller: Distiller | None = None,
 ) -> RunOutcome:
     """Carry out a job over any grid, from its last committed round on.
 
@@ -76,11 +79,18 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         on_event: Told of everything that happens, as it happens.
         before_evaluation: Called once, when the adapters are finished and before the sites
             are asked to evaluate them; may wait for what they compare with.
+        distiller: Improves the aggregated adapter, if the job has a ``[proxy]``.
 
     Raises:
+        ConfigError: If the job has a ``[proxy]`` and there is nothing that carries it out.
         QuorumError: If too few sites answered; what is committed is intact.
         StorageError: If a round could not be stored; earlier rounds are intact.
     """
+    if job.distils and distiller is None:
+        raise ConfigError(
+            "[proxy]: the server has no public set here; distillation at the server is for "
+            "`consilia simulate` so far; leave [proxy] out"
+        )
     engine = RoundEngine(
         grid,
         job,
@@ -88,8 +98,10 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         history,
         layout,
         base_sha256,
+        aggregator=creamfl_of(store) if job.aggregate.shares_features else None,
         on_event=on_event,
         before_evaluation=before_evaluation,
+        distiller=distiller,
         sleep=grid.wait if isinstance(grid, WakingGrid) else time.sleep,
     )
     return engine.run()

@@ -9,6 +9,7 @@ from server.planning import Asking, RoundPlan
 from server.records import Contribution, RoundRecord
 from server.roster import KnownSite, Roster
 from shared.adapter import SharedAdapter
+from shared.results import ProxyStep
 
 
 @dataclass
@@ -82,6 +83,7 @@ class OpenRound:
         seconds: float,
         relative_error: float | None,
         manifest_sha256: str,
+        proxy: ProxyStep | None = None,
     ) -> RoundRecord:
         """Return the round's record; the round is over."""
         return RoundRecord(
@@ -96,6 +98,7 @@ class OpenRound:
             manifest_sha256=manifest_sha256,
             contributions=sorted(self.contributions, key=lambda each: each.site),
             resumed=self.resumed,
+            proxy=proxy,
         )
 
 
@@ -124,5 +127,6 @@ def _contribution(answer: Answer, site: KnownSite) -> Contribution:
         validation_loss=summary.validation_loss if summary else None,
         clipped=summary.clipped if summary else False,
         gradient_norms=dict(summary.gradient_norms) if summary else {},
+        discrepancy=dict(summary.discrepancy) if summary else {},
         peak_memory_bytes=reply.peak_memory_bytes if reply else 0,
     )

@@ -25,6 +25,8 @@ class SiteLog:
         bytes_down: To the site.
         peak_memory_bytes: Of the site's process.
         gradient_norms: Per tower, one mean norm per committed round (0 if not trained).
+        discrepancy: Per tower, how far it ran ahead in every committed round (0 unless both
+            towers were trained).
     """
 
     kind: Kind | None = None
@@ -36,6 +38,7 @@ class SiteLog:
     bytes_down: int = 0
     peak_memory_bytes: int = 0
     gradient_norms: dict[Tower, list[float]] = field(default_factory=dict)
+    discrepancy: dict[Tower, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _site_log(
             log.course.append(CoursePoint(round=record.round - 1, loss=each.validation_loss))
         for tower in TOWERS:
             log.gradient_norms.setdefault(tower, []).append(each.gradient_norms.get(tower, 0.0))
+            log.discrepancy.setdefault(tower, []).append(each.discrepancy.get(tower, 0.0))
         log.seconds["train"] += each.work_seconds
         log.seconds["transfer"] += each.transfer_seconds
         if each.state != "idle":
@@ -178,4 +182,5 @@ def _cost(record: RoundRecord) -> RoundCost:
         contributors=record.contributors,
         asked=record.asked,
         resumed=record.resumed,
+        proxy=record.proxy,
     )

@@ -1,6 +1,6 @@
 """What is asked of whom in one round, and when the round counts."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,10 +10,9 @@ from server.records import Contribution
 from server.roster import KnownSite, Roster
 from server.validation import Expected
 from server.weights import round_weights
-from shared.adapter import AdapterLayout, SharedAdapter, Tower
+from shared.adapter import Adapter, AdapterLayout, SharedAdapter, Tower
 from shared.config import JobConfig
 from shared.messages import (
-    PARTS,
     Part,
     Request,
     enclose,
@@ -80,6 +79,14 @@ def _absent(roster: Roster, asked: Collection[str], *, everyone: bool) -> Iterat
             yield Contribution(name, "idle", reason, site.kind, site.examples)
 
 
+def _shape_of(features: Adapter) -> tuple[int, int] | None:
+    """Return items and width of an exchange of features; both towers are alike."""
+    for values in features.values():
+        items, width = values.shape
+        return items, width
+    return None
+
+
 @dataclass
 class Asking:
     """Makes the questions of one round or phase; they differ by site only.
@@ -90,14 +97,42 @@ class Asking:
         request: What all have in common.
         shared: The adapter that travels with it.
         layout: Which layers carry it.
+        for_rank: What of it a site of smaller rank is sent; all, if not given.
     """
 
     request: Request
     shared: SharedAdapter
     layout: AdapterLayout
+    for_rank: Callable[[SharedAdapter, int], SharedAdapter] | None = None
 
     def __post_init__(self) -> None:
-        self._enclosures: dict[tuple[Part, ...], bytes] = {}
+        self._enclosures: dict[tuple[int, tuple[Part, ...]], bytes] = {}
+        self._sent: dict[int, tuple[SharedAdapter, dict[Part, str]]] = {}
+
+    def rank_of(self, site: str) -> int:
+        """Return how many columns a site trains; in closing phases no site trains them."""
+        ranks = self.request.job.lora.ranks if self.request.kind == "train" else {}
+        return ranks.get(site, self.layout.rank)
+
+    def sent_rank(self, site: str) -> int | None:
+        """Return how many columns a site is sent; ``None`` for all of them."""
+        rank = self.rank_of(site)
+        return None if self._of_rank(rank)[0] is self.shared else rank
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all sites are sent the same."""
+        return all(self.sent_rank(site) is None for site in self.request.job.lora.ranks)
+
+    def _of_rank(self, rank: int) -> tuple[SharedAdapter, dict[Part, str]]:
+        """Return what sites of a rank are sent, and its digests."""
+        if rank not in self._sent:
+            shared = self.shared
+            if self.for_rank is not None and rank < self.layout.rank:
+                shared = self.for_rank(shared, rank)
+            whole = shared is self.shared
+            self._sent[rank] = shared, self._digests if whole else part_digests(shared)
+        return self._sent[rank]
 
     @cached_property
     def _digests(self) -> dict[Part, str]:
@@ -106,7 +141,8 @@ class Asking:
     def question(self, site: KnownSite, weights: Mapping[Tower, int] | None = None) -> Question:
         """Return the question to one site; parts that it holds are left out of it."""
         common = self.request
-        digests = self._digests
+        rank = self.rank_of(site.name)
+        _, digests = self._of_rank(rank)
         request = common.model_copy(
             update={
                 "site": site.name,
@@ -125,20 +161,25 @@ class Asking:
             weights=dict(weights or {}),
             scale=common.scale,
             factors=common.factors,
-            layout=self.layout,
+            layout=self.layout.at_rank(rank),
             clip_norm=common.job.aggregate.clip_norm,
+            features=_shape_of(self.shared.features),
         )
         held = dict(site.holds)
+        if not self._alike:  # sites of one machine hold parts together, and theirs differ
+            held = {part: digest for part, digest in held.items() if part not in ("A", "B")}
 
         def sheets(full: bool) -> Sheets:
-            wanted = tuple(part for part in PARTS if full or held.get(part) != digests[part])
-            return Sheets(encode_header(request), self._enclosure(wanted))
+            wanted = tuple(part for part in digests if full or held.get(part) != digests[part])
+            return Sheets(encode_header(request), self._enclosure(rank, wanted))
 
         return Question(site.name, site.node, expected, sheets)
 
-    def _enclosure(self, wanted: tuple[Part, ...]) -> bytes:
-        """Return the job and the wanted parts in bytes, the same object for all sites."""
-        if wanted not in self._enclosures:
-            tensors = pack_parts(self.shared, wanted)
-            self._enclosures[wanted] = enclose(self.request.job, tensors)
-        return self._enclosures[wanted]
+    def _enclosure(self, rank: int, wanted: tuple[Part, ...]) -> bytes:
+        """Return the job and the wanted parts in bytes, the same object for all sites of a rank."""
+        shared, _ = self._of_rank(rank)
+        key = self.layout.rank if shared is self.shared else rank, wanted
+        if key not in self._enclosures:
+            tensors = pack_parts(shared, wanted)
+            self._enclosures[key] = enclose(self.request.job, tensors)
+        return self._enclosures[key]

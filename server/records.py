@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from shared.adapter import Tower
-from shared.results import Kind, ParticipationCell, ParticipationState
+from shared.results import Kind, ParticipationCell, ParticipationState, ProxyStep
 
 RunStatus = Literal["running", "finished", "finished-incomplete", "stopped", "failed"]
 
@@ -30,6 +30,7 @@ class Contribution:
         validation_loss: Of the adapter that the site received, nats.
         clipped: Whether its change was scaled down.
         gradient_norms: Mean gradient norm per tower.
+        discrepancy: Per tower, how far it ran ahead; empty unless the site trained both.
         peak_memory_bytes: Of the site's process.
     """
 
@@ -47,6 +48,7 @@ class Contribution:
     validation_loss: float | None = None
     clipped: bool = False
     gradient_norms: Mapping[Tower, float] = field(default_factory=dict)
+    discrepancy: Mapping[Tower, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
 
     def cell(self) -> ParticipationCell:
@@ -90,6 +92,7 @@ class RoundRecord:
         manifest_sha256: Of the checkpoint's manifest.
         contributions: One per known site.
         resumed: Whether the run was resumed just before this round.
+        proxy: What came of distillation at the server; ``None`` without it.
     """
 
     round: int
@@ -103,6 +106,7 @@ class RoundRecord:
     manifest_sha256: str
     contributions: Sequence[Contribution]
     resumed: bool = False
+    proxy: ProxyStep | None = None
 
     @property
     def bytes_up(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from server.aggregation import AGGREGATORS, Aggregator
+from server.aggregation.base import whole
 from server.aggregation.error import ProductError
 from server.checkpoint import RunStore
 from server.events import Event, EventLog
@@ -23,6 +24,7 @@ from server.opened import OpenRound
 from server.outcome import RunOutcome, SiteLog, build_outcome
 from server.phases import CLOSING_PHASES, ClosingPhases
 from server.planning import Asking, plan_round
+from server.proxy.step import Distiller, RoundUpdates
 from server.records import RoundRecord, RunStatus
 from server.roster import Roster
 from server.run_files import DamagedCheckpointError
@@ -36,6 +38,7 @@ from shared.errors import (
     WireError,
 )
 from shared.messages import Request, RequestKind
+from shared.results import ProxyStep
 from shared.wire import body_of, sealed, to_message
 
 __all__ = ["FlowerPost", "RoundEngine", "RunOutcome", "SiteLog"]
@@ -111,6 +114,7 @@ class RoundEngine:
         on_event: Told of everything that happens.
         aggregator: The rule; the job's if not given.
         before_evaluation: Called once before the sites are asked to evaluate.
+        distiller: Of jobs with a public set.
         clock: Monotonic seconds.
         sleep: Waits for so many seconds.
     """
@@ -124,6 +128,7 @@ class RoundEngine:
     on_event: Callable[[Event], None] | None = None
     aggregator: Aggregator | None = None
     before_evaluation: Callable[[], None] | None = None
+    distiller: Distiller | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _records: list[RoundRecord] = field(default_factory=list, init=False)
@@ -220,9 +225,15 @@ class RoundEngine:
         opened = self._open(number, received)
         shared, factors = opened.asking.shared, opened.asking.request.factors
         updates = self._updates(opened)
+        came = RoundUpdates(number, shared, factors)
+        distiller = self._distiller(number)
+        if distiller is not None:
+            updates = came.keep(updates)
         watch = None
         by_construction = len(factors) == 1 and self.job.aggregate.applies_the_mean
-        if not by_construction and ProductError.affordable(self.layout):
+        # Where sites keep a factor to themselves nothing stands for the mean of their products.
+        parted = bool(self.job.aggregate.private_factors)
+        if not by_construction and not parted and ProductError.affordable(self.layout):
             watch = ProductError(shared, self.layout)
             updates = watch.watch(updates)
         try:
@@ -234,9 +245,16 @@ class RoundEngine:
             self._events.emit("round-failed", round_number=number, reason="quorum")
             raise
         # With one factor trained the products are linear in the changes, so their mean is exact.
-        exact = 0.0 if by_construction else None
-        self._commit(opened, applied, watch.relative(applied) if watch else exact)
+        exact = 0.0 if by_construction and not parted else None
+        relative_error = watch.relative(applied) if watch else exact
+        proxy = None
+        if distiller is not None:
+            applied, proxy = distiller.distil(applied, came)
+        self._commit(opened, applied, relative_error, proxy)
         return applied
+
+    def _distiller(self, number: int) -> Distiller | None:
+        return None if number % self.job.proxy.every else self.distiller
 
     def _open(self, number: int, received: SharedAdapter) -> OpenRound:
         """Bring the adapter into the round's form, choose the cohort, and say so."""
@@ -256,7 +274,7 @@ class RoundEngine:
             update={"factors": factors, "scale": plan.scale}
         )
         shared = self._rule.open_round(received, self.layout, number, self.job.seed)
-        asking = Asking(request, shared, self.layout)
+        asking = Asking(request, shared, self.layout, self._rule.for_rank)
         return OpenRound(plan, attempt, asking, started, self._resumed)
 
     def _updates(self, opened: OpenRound) -> Iterator[AdapterUpdate]:
@@ -272,19 +290,24 @@ class RoundEngine:
             opened.add(answer, self._roster.sites[answer.site])
             self._tell(opened.plan.round, answer)
             if answer.update is not None:
-                yield answer.update
+                rank = opened.asking.sent_rank(answer.site)
+                yield whole(answer.update, self.layout, rank)
         shortage = opened.shortage()
         if shortage:
             raise QuorumError(f"{shortage}; {self._how_to_go_on()}")
 
     def _commit(
-        self, opened: OpenRound, applied: SharedAdapter, relative_error: float | None
+        self,
+        opened: OpenRound,
+        applied: SharedAdapter,
+        relative_error: float | None,
+        proxy: ProxyStep | None,
     ) -> None:
         """Store the adapter, then let one transaction of the history make it count."""
         number = opened.plan.round
         manifest = self.store.commit_round(number, applied, opened.facts())
         seconds = self.clock() - opened.started
-        record = opened.record(applied, seconds, relative_error, manifest)
+        record = opened.record(applied, seconds, relative_error, manifest, proxy)
         self.history.record_round(self.store.run, record)
         self._records.append(record)
         self._resumed = False

@@ -10,14 +10,14 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.adapter import AdapterLayout, AdapterUpdate, Factor, Tower
+from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Factor, Tower
 from shared.errors import WireError
 from shared.fixedpoint import largest_entry
 from shared.messages import Reply, RequestKind, decode_reply
@@ -44,8 +44,12 @@ WRONG_SCALE: Final = "wrong-scale"
 METRICS: Final = "metrics"
 SITE_NAME: Final = "site-name"
 UNNAMED: Final = "unnamed"
+NOT_FINITE: Final = "not-finite"
+NOT_UNIT: Final = "not-length-one"
 
 _SLACK = 1.25
+_LENGTH_SLACK = 0.01
+"""Of a vector of length one in float16, whatever its width."""
 _CLEARLY = 0.9
 _HEADER_BYTES = 256 * 1024
 """Room for a reply's header; an evaluation with many findings is the longest."""
@@ -82,6 +86,8 @@ class Expected:
         factors: The factors that the site was to train.
         layout: Which layers carry an adapter.
         clip_norm: The largest norm of a change.
+        features: Where sites exchange features, items and width of each tower's; then no factor
+            may come back.
     """
 
     kind: RequestKind
@@ -94,9 +100,12 @@ class Expected:
     factors: tuple[Factor, ...] = ()
     layout: AdapterLayout | None = None
     clip_norm: float = 1.0
+    features: tuple[int, int] | None = None
 
     def wanted(self) -> _Wanted:
-        """Return tower and shape of the factors that the reply must hold, by name."""
+        """Return tower and shape of the arrays that the reply must hold, by name."""
+        if self.features is not None and self.kind == "train":
+            return {tower: (tower, self.features) for tower in TOWERS if tower in self.weights}
         if self.layout is None or self.kind != "train":
             return {}
         return _wanted(self.layout, self.factors, frozenset(self.weights))
@@ -162,6 +171,8 @@ def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejec
         scale=expected.scale,
         metrics={"loss": reply.summary.loss} if reply.summary else {},
     )
+    if expected.features is not None:
+        update = replace(update, delta={}, features=_halves(tensors))
     return Admitted(reply, update)
 
 
@@ -212,8 +223,28 @@ def _content(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
 
 
 def _tensors(tensors: Packed, expected: Expected) -> str | None:
+    if expected.features is not None:
+        return _features(tensors, expected.wanted())
     runs = _runs(tensors.form, expected.layout, expected.factors, frozenset(expected.weights))
     return runs if isinstance(runs, str) else _numbers_of(tensors, runs, expected)
+
+
+def _features(tensors: Packed, wanted: _Wanted) -> str | None:
+    """Check the features of the public items: of the towers asked for, finite, of length one."""
+    if tensors.form.by_name.keys() != wanted.keys():
+        return TENSOR_NAMES
+    for name, dtype, shape, *_ in tensors.form.places:
+        if dtype != np.float16:
+            return TENSOR_DTYPE
+        if shape != wanted[name][1]:
+            return TENSOR_SHAPE
+    for values in _halves(tensors).values():
+        lengths = np.linalg.norm(values.astype(np.float32), axis=1)
+        if not np.isfinite(lengths).all():
+            return NOT_FINITE
+        if np.abs(lengths - 1.0).max(initial=0.0) > _LENGTH_SLACK:
+            return NOT_UNIT
+    return None
 
 
 @lru_cache(maxsize=16)
@@ -277,11 +308,12 @@ def _assigned(reply: Reply, expected: Expected) -> str | None:
 def _summary(reply: Reply) -> str | None:
     if reply.summary is None:
         return NO_CONTENT
-    numbers = [reply.summary.loss, *reply.summary.gradient_norms.values()]
+    ratios = list(reply.summary.discrepancy.values())
+    numbers = [reply.summary.loss, *reply.summary.gradient_norms.values(), *ratios]
     if reply.summary.validation_loss is not None:
         numbers.append(reply.summary.validation_loss)
     bad = not all(math.isfinite(number) for number in numbers)
-    negative = min(reply.summary.gradient_norms.values(), default=0.0) < 0
+    negative = min([*reply.summary.gradient_norms.values(), *ratios], default=0.0) < 0
     return METRICS if bad or negative or reply.summary.steps < 0 else None
 
 
@@ -299,6 +331,11 @@ def _numbers(content: object) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(content, float):
         yield content
+
+
+def _halves(tensors: Packed) -> Mapping[Tower, NDArray[np.float16]]:
+    """Return features by tower; names and types were checked."""
+    return cast("Mapping[Tower, NDArray[np.float16]]", tensors)
 
 
 def _unsigned(tensors: Packed) -> Mapping[str, NDArray[np.uint32]]:

@@ -7,8 +7,8 @@ B of shape (m, r), A of shape (r, n) and s = alpha / r (Hu et al., 2021). Names 
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,6 +22,7 @@ Adapter = Mapping[str, Array]
 
 Factor = Literal["A", "B"]
 Tower = Literal["image", "text"]
+FACTORS: tuple[Factor, ...] = get_args(Factor)
 TOWERS: tuple[Tower, ...] = get_args(Tower)
 
 _SUFFIX: dict[Factor, str] = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
@@ -45,9 +46,18 @@ class AdapterLayout:
     rank: int
     scaling: float
 
+    def at_rank(self, rank: int) -> "AdapterLayout":
+        """Return the layout of the first ``rank`` columns; the scaling stays that of the run."""
+        return self if rank == self.rank else _at_rank(self, rank)
+
     def tower_of(self, name: str) -> Tower:
         """Return the tower that a factor belongs to."""
         return self.towers[name]
+
+    @property
+    def largest_rank(self) -> int:
+        """The rank beyond which the smallest layer's product gains nothing."""
+        return min(min(layer.outputs, layer.inputs) for layer in self.layers)
 
     def names(self, factors: Iterable[Factor] = ("A", "B")) -> list[str]:
         """Return the names of all factors of the given sort, in layer order."""
@@ -81,6 +91,11 @@ class AdapterLayout:
         return hash((self.layers, self.rank, self.scaling))
 
 
+@lru_cache(maxsize=64)
+def _at_rank(layout: AdapterLayout, rank: int) -> AdapterLayout:
+    return replace(layout, rank=rank)
+
+
 @dataclass(frozen=True)
 class SharedAdapter:
     """What the federation shares: enough to rebuild its function on the base.
@@ -94,12 +109,15 @@ class SharedAdapter:
         folds: How often the adapter was folded into the residual (the base's version).
         state: What the rule remembers from round to round. It stays at the server and is no
             part of the function, so no digest has it.
+        features: Where sites exchange features of public pairs there are no factors: (N, d) by
+            tower, L2-normalised.
     """
 
     factors: Adapter
     residual: Adapter = field(default_factory=dict)
     folds: int = 0
     state: Adapter = field(default_factory=dict)
+    features: Adapter = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Return the digest of all names, shapes and bits."""
@@ -115,6 +133,8 @@ class SharedAdapter:
         digest = hashlib.sha256(str(self.folds).encode())
         digest.update(adapter_sha256(self.factors).encode())
         digest.update(self.residual_sha256.encode())
+        if self.features:
+            digest.update(adapter_sha256(self.features).encode())
         return digest.hexdigest()
 
 
@@ -129,6 +149,8 @@ class AdapterUpdate:
             for towers in ``weights``.
         scale: Fixed-point steps per unit, a power of two, common to the round.
         metrics: Released numbers, by name.
+        features: In an exchange of features, in place of a change: (N, d) by tower.
+        rank: Columns of the shared adapter that the site was sent, if not all of them.
     """
 
     site: str
@@ -136,6 +158,8 @@ class AdapterUpdate:
     delta: Mapping[str, NDArray[np.uint32]]
     scale: float
     metrics: Mapping[str, float]
+    features: Mapping[Tower, NDArray[np.float16]] = field(default_factory=dict)
+    rank: int | None = None
 
 
 def factor_name(module: str, factor: Factor) -> str:

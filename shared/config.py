@@ -8,6 +8,7 @@ unsound are refused with a sentence that says why.
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -21,16 +22,21 @@ from pydantic import (
     model_validator,
 )
 
+from shared.adapter import Factor
 from shared.errors import ConfigError
 from shared.results import Kind, Metric
 from shared.toml_files import first_problem, read_toml
 
-AggregationRule = Literal["fedavg", "ffa", "altfold", "flexlora", "fedex", "flora"]
+AggregationRule = Literal[
+    "fedavg", "ffa", "altfold", "flexlora", "fedex", "flora", "creamfl", "fedsa"
+]
 CombiningRule = Literal[
     "mean", "trimmed-mean", "median", "geometric-median", "multi-krum", "clipped-mean"
 ]
 ServerOptimization = Literal["none", "momentum", "adam", "yogi"]
-PersonalizationMethod = Literal["duet", "none", "finetune", "local", "ditto", "fedper", "feddat"]
+PersonalizationMethod = Literal[
+    "duet", "none", "finetune", "local", "ditto", "fedper", "feddat", "own-factor"
+]
 PartitionRule = Literal["sites", "column", "iid", "dirichlet", "pathological", "quantity"]
 Engine = Literal["local", "flower"]
 AttackKind = Literal["scale", "flip", "nan", "shape", "dtype", "weights", "stale"]
@@ -163,6 +169,8 @@ class ModelConfig(_Table):
 
     base: Annotated[str, Field(min_length=1)] = "consilia-tiny"
     """``consilia-tiny``, a local folder, or a Hugging Face hub id of the CLIP family."""
+    bases: dict[str, Annotated[str, Field(min_length=1)]] = {}
+    """creamfl: sites that start from another base than ``base``, and which."""
     sha256: str | None = None
     """Expected sha256 of the base weights; the run refuses another."""
     precision: Precision = "auto"
@@ -185,6 +193,22 @@ class LoraConfig(_Table):
     """Groups (attention, mlp, projection) or module names such as ``q_proj``."""
     layers: str = "all"
     """``all``; ``top:N``: only the N last layers of each tower; ``top:1/3``: that share of them."""
+    ranks: dict[str, Annotated[int, Field(ge=1, le=256)]] = {}
+    """Ranks of sites that train fewer than ``rank`` columns, by site (docs/methods.md)."""
+
+    @model_validator(mode="after")
+    def _no_rank_above(self) -> Self:
+        for site, rank in self.ranks.items():
+            if rank > self.rank:
+                raise ValueError(
+                    f"lora.ranks gives {site!r} rank {rank}, more than lora.rank = {self.rank}; "
+                    "raise lora.rank, the largest of all, or give the site a smaller one"
+                )
+        return self
+
+    def rank_of(self, site: str) -> int:
+        """Return how many columns a site trains."""
+        return self.ranks.get(site, self.rank)
 
     @property
     def scaling(self) -> float:
@@ -237,10 +261,15 @@ class TrainConfig(_Table):
 
 
 _FOLDING_RULES: Final = ("altfold", "ffa")
+_DISTILLED_RULES: Final = ("fedavg", "ffa", "altfold")
+_OWN_MODELS: Final[Mapping[str, tuple[Factor, ...]]] = {"fedsa": ("B",), "creamfl": ("A", "B")}
+"""Rules without a shared model, and the factors that every site trains and keeps to itself."""
 _PRODUCT_RULES: Final = ("flexlora", "fedex", "flora")
 """They multiply each site's factors, so the server must see them one by one."""
 _COUNTING_RULES: Final = ("trimmed-mean", "median", "multi-krum")
 """They count every site once, whatever it weighs."""
+_MEANS: Final = ("mean", "clipped-mean")
+"""Weighted means of the sites' changes."""
 _LEAST_SITES: Final = {"trimmed-mean": 1, "multi-krum": 3}
 """Sites that a rule needs beyond twice the hostile ones."""
 
@@ -251,7 +280,7 @@ class AggregateConfig(_Table):
     rule: AggregationRule = "altfold"
     """Which factors the sites train and what becomes of them; see docs/methods.md."""
     combine: CombiningRule = "mean"
-    """fedavg, ffa and altfold: how the sites' changes become one. All but ``mean`` withstand
+    """fedavg, ffa, altfold and fedsa: how the sites' changes become one. All but ``mean`` withstand
     hostile or broken sites, and need every site's change."""
     hostile: Annotated[int, Field(ge=0)] = 0
     """trimmed-mean and multi-krum: how many hostile or broken sites to withstand, f; of those
@@ -261,7 +290,7 @@ class AggregateConfig(_Table):
     fold_every: Annotated[int, Field(ge=0)] = 4
     """altfold and ffa: fold the adapter into the base every so many rounds; 0 never."""
     server_optimizer: ServerOptimization = "none"
-    """fedavg, and ffa without folding: what makes a step of the sites' common change."""
+    """fedavg, fedsa, and ffa without folding: what makes a step of the sites' common change."""
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
     """Of that step: 1 is the change itself; adam and yogi 0.01 if not given."""
     weighting: Literal["sqrt", "size", "equal"] = "sqrt"
@@ -298,9 +327,25 @@ class AggregateConfig(_Table):
         return plain and self.combine == "mean"
 
     @property
+    def private_factors(self) -> tuple[Factor, ...]:
+        """The factors that every site trains and keeps to itself."""
+        return _OWN_MODELS.get(self.rule, ())
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether sites exchange features of the public set, and no factor at all."""
+        return self.rule == "creamfl"
+
+    @property
     def needs_every_change(self) -> bool:
         """Whether the server must see each site's change; else it needs their sum only."""
         return self.combine != "mean" or self.rule in _PRODUCT_RULES
+
+    @property
+    def least_sites(self) -> int:
+        """How many sites the rule needs at least."""
+        beyond = _LEAST_SITES.get(self.combine)
+        return 1 if beyond is None else 2 * self.hostile + beyond
 
     def unsound(self) -> str | None:
         """Return why the options do not go together and what to do instead, or ``None``."""
@@ -322,11 +367,18 @@ def _beside_the_rule(config: AggregateConfig) -> Iterator[str]:
             "aggregate.fold_every needs altfold or ffa: fedavg trains both factors, so "
             "their product is not the mean of the sites' products and must not be folded"
         )
-    if config.fold_every and rule not in _FOLDING_RULES:
+    if config.fold_every and rule == "fedsa":
+        yield (
+            "aggregate.fold_every needs altfold or ffa: fedsa has no product that all sites share "
+            "and that could move into the base; leave fold_every out"
+        )
+    elif config.fold_every and rule not in _FOLDING_RULES:
         yield (
             f"aggregate.fold_every needs altfold or ffa: {rule} has its own way with the base; "
             "leave fold_every out"
         )
+    if config.shares_features:
+        yield from _beside_features(config)
     if config.tail == "fold" and rule != "flexlora":
         yield (f"aggregate.tail = 'fold' needs flexlora: {rule} cuts no tail off; leave tail out")
     if rule in _PRODUCT_RULES and combine != "mean":
@@ -339,12 +391,25 @@ def _beside_the_rule(config: AggregateConfig) -> Iterator[str]:
             f"aggregate.server_learning_rate needs altfold, ffa or fedavg: {rule} puts the mean "
             "of the sites' products in place of the old one and takes no step; leave it out"
         )
-    if config.server_optimizer != "none" and (config.fold_every or rule not in ("ffa", "fedavg")):
+    steady = rule in ("ffa", "fedavg", "fedsa") and not config.fold_every
+    if config.server_optimizer != "none" and not steady:
         yield (
-            f"aggregate.server_optimizer = '{config.server_optimizer}' needs fedavg, or ffa with "
-            "fold_every = 0: other rules turn or replace the factors, so that what is remembered "
-            "of a coordinate would belong to another; leave it out"
+            f"aggregate.server_optimizer = '{config.server_optimizer}' needs fedavg, fedsa, or ffa "
+            "with fold_every = 0: other rules turn or replace the factors, so that what is "
+            "remembered of a coordinate would belong to another; leave it out"
         )
+
+
+def _beside_features(config: AggregateConfig) -> Iterator[str]:
+    """Options that are about changes of an adapter, where none is sent."""
+    for name in ("combine", "server_learning_rate", "weighting", "max_weight", "clip_norm"):
+        value = getattr(config, name)
+        if value != AggregateConfig.model_fields[name].default:
+            yield (
+                f"aggregate.{name} = {value!r} is about changes of an adapter, and with creamfl "
+                "none is sent: features count by how well they tell the public pairs apart; leave "
+                f"{name} out, or use a rule that shares an adapter"
+            )
 
 
 def _beside_the_combining(config: AggregateConfig) -> Iterator[str]:
@@ -360,7 +425,7 @@ def _beside_the_combining(config: AggregateConfig) -> Iterator[str]:
                 f"aggregate.combine = '{combine}' with hostile = 0 would leave nobody out; give "
                 "aggregate.hostile, the number of sites that may be hostile or broken"
             )
-        least = 2 * hostile + _LEAST_SITES[combine]
+        least = config.least_sites
         for key, number in (("cohort", config.cohort), ("quorum", config.quorum)):
             if number is not None and number < least:
                 yield (
@@ -382,7 +447,8 @@ class PersonalizeConfig(_Table):
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     """Of duet and local; the others go on from the shared factors and have their rank."""
     steps: Annotated[int, Field(ge=0)] = 60
-    """Optimiser steps of the fit on the finished shared adapter; 0 uses that as it is."""
+    """Optimiser steps of the fit on the finished shared adapter; 0 uses that as it is. Not of
+    own-factor, which the rounds have trained."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-3
     distill: Annotated[float, Field(ge=0)] = 0.1
     """duet: lambda_P, weight of the feature distillation from shared to personal."""
@@ -394,6 +460,11 @@ class PersonalizeConfig(_Table):
     grid_from: Annotated[int, Field(ge=1)] = 200
     """From so many validation pairs on, alpha is chosen from 0, 1/4, 1/2, 3/4, 1."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether the method gives sites something of their own."""
+        return self.method != "none" and (self.steps > 0 or self.method == "own-factor")
+
 
 class PrivacyConfig(_Table):
     """``[privacy]``: there is no differential privacy yet, and a job may not ask for it."""
@@ -401,6 +472,109 @@ class PrivacyConfig(_Table):
     differential_privacy: Annotated[
         Literal[False], Field(description="there is none yet, so no job may ask for it")
     ] = False
+
+
+LEAST_PROXY_PAIRS: Final = 8
+"""Least pairs of a public set to distil on, and least to validate on."""
+
+
+class ProxyConfig(_Table):
+    """``[proxy]``: a public paired set.
+
+    With ``aggregate.rule = 'creamfl'`` every site has it, and its features are what the sites
+    exchange; else the server distils on it. Without one there is neither.
+    """
+
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    """The set: a folder in the format of a site's data (docs/data.md), or its table."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """creamfl: expected sha256 of the set's files and texts; a site refuses another."""
+    phantoms: Annotated[int, Field(ge=16, le=100_000)] | None = None
+    """So many synthetic pairs instead, of patients that no synthetic site has."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Distil after every so many rounds."""
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Optimiser steps, of ``train.batch_size`` pairs."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the sites' weights per pair: small leaves the best site alone, large is their mean."""
+    contrast: Annotated[float, Field(ge=0)] = 0.5
+    """creamfl: how much the contrast with the common features counts in a site's loss."""
+    contrast_temperature: Annotated[float, Field(gt=0)] = 0.5
+    """creamfl: of that contrast; small tells near items apart."""
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Lambda: how much staying with the aggregated adapter counts, beside the ensemble's 1."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the pairs, by patient, that decides whether the distilled adapter is taken."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a set."""
+        return self.folder is not None or self.phantoms is not None
+
+    def unsound(self, aggregate: AggregateConfig) -> str | None:
+        """Return why this does not go with the aggregation and what to do, or ``None``."""
+        if aggregate.shares_features:
+            checks = _for_features(self)
+        else:
+            checks = (
+                _beside_the_aggregation(self, aggregate) if self.active else _without_a_set(self)
+            )
+        return next(checks, None)
+
+
+def _without_a_set(config: ProxyConfig) -> Iterator[str]:
+    for name, value in ProxyConfig():
+        if getattr(config, name) != value:
+            yield (
+                f"proxy.{name} has no pairs to work on; give proxy.folder, or in simulations of "
+                "phantoms proxy.phantoms, or leave [proxy] out"
+            )
+
+
+_TWO_SETS: Final = "proxy.folder and proxy.phantoms are two sets; leave one of them out"
+
+
+def _for_features(config: ProxyConfig) -> Iterator[str]:
+    if not config.active:
+        yield (
+            "aggregate.rule = 'creamfl' exchanges features of public pairs, and there are none; "
+            "give proxy.folder, or in simulations of phantoms proxy.phantoms"
+        )
+    if config.folder is not None and config.phantoms is not None:
+        yield _TWO_SETS
+    for name in ("every", "steps", "learning_rate", "weight", "held_out"):
+        if getattr(config, name) != ProxyConfig.model_fields[name].default:
+            yield (
+                f"proxy.{name} is about distillation at the server, which creamfl does not do: it "
+                "has no model there; leave it out"
+            )
+
+
+def _beside_the_aggregation(config: ProxyConfig, aggregate: AggregateConfig) -> Iterator[str]:
+    smaller = min(config.held_out, 1 - config.held_out)
+    if config.folder is not None and config.phantoms is not None:
+        yield _TWO_SETS
+    for name in ("sha256", "contrast", "contrast_temperature"):
+        if getattr(config, name) != ProxyConfig.model_fields[name].default:
+            yield f"proxy.{name} needs aggregate.rule = 'creamfl'; leave it out"
+    if config.phantoms is not None and config.phantoms * smaller < LEAST_PROXY_PAIRS:
+        yield (
+            f"proxy.phantoms = {config.phantoms} with held_out = {config.held_out:g} leaves too "
+            "few pairs to distil or to validate on; give at least "
+            f"{math.ceil(LEAST_PROXY_PAIRS / smaller)}"
+        )
+    if aggregate.rule not in _DISTILLED_RULES:
+        yield (
+            f"[proxy] needs fedavg, ffa or altfold: what {aggregate.rule} makes of the sites' "
+            "factors is not an adapter that they trained, so a step of the server on it would "
+            "undo what the rule promises; use one of those or leave [proxy] out"
+        )
+    if aggregate.combine != "mean":
+        yield (
+            "[proxy] learns from every site's adapter, those that aggregate.combine = "
+            f"'{aggregate.combine}' is to withstand as well; leave one of the two out"
+        )
 
 
 class EvaluateConfig(_Table):
@@ -459,20 +633,48 @@ class JobConfig(_Table):
     aggregate: AggregateConfig = AggregateConfig()
     personalize: PersonalizeConfig = PersonalizeConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    proxy: ProxyConfig = ProxyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     attack: AttackConfig = AttackConfig()
     simulation: SimulationConfig = SimulationConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_the_rule_implies(cls, values: object) -> object:
+        if isinstance(values, dict):
+            aggregate, own = values.get("aggregate"), values.get("personalize", {})
+            rule = aggregate.get("rule") if isinstance(aggregate, dict) else None
+            if rule in _OWN_MODELS and isinstance(own, dict):
+                own = {"method": "own-factor", "use": "always", **own}
+                values = {**values, "personalize": own}
+            model, scored = values.get("model"), values.get("evaluate", {})
+            if isinstance(model, dict) and model.get("bases") and isinstance(scored, dict):
+                # No adapter fits all bases, so that none could be trained on all records.
+                values = {**values, "evaluate": {"baselines": ["local"], **scored}}
+        return values
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        unsound = self.aggregate.unsound()
+        unsound = self.aggregate.unsound() or self._unsound_beside_the_rule()
+        unsound = unsound or self.proxy.unsound(self.aggregate)
         if unsound:
             raise ValueError(unsound)
+        if self.proxy.phantoms is not None and self.data.folder is not None:
+            raise ValueError(
+                "proxy.phantoms makes synthetic pairs, and data.folder holds records of your own; "
+                "give proxy.folder, a public set that is like them"
+            )
         projections = [target for target in self.lora.targets if "projection" in target]
         if self.personalize.method == "fedper" and not projections:
             raise ValueError(
                 "personalize.method = 'fedper' makes the projections a site's own, and "
                 "lora.targets adapts none; add 'projection' or use 'finetune'"
+            )
+        strangers = sorted(set(self.lora.ranks) - set(self.data.sites))
+        if self.data.sites and strangers:
+            raise ValueError(
+                f"lora.ranks names {strangers[0]!r}, which is not among data.sites: "
+                f"{', '.join(self.data.sites)}"
             )
         if self.partition.active:
             given = [k for k in ("sites", "image_only", "text_only") if getattr(self.data, k)]
@@ -491,16 +693,89 @@ class JobConfig(_Table):
             raise ValueError(f"data: {sorted(both)[0]} is both image_only and text_only")
         return self
 
+    def _unsound_beside_the_rule(self) -> str | None:
+        """Return why the rule does not go with what other tables say, or ``None``."""
+        method, private = self.personalize.method, self.aggregate.private_factors
+        if private and method != "own-factor":
+            own = "its own A and B" if "A" in private else "the shared A with its own B"
+            return (
+                f"personalize.method = '{method}' starts from the shared model, and aggregate.rule "
+                f"= '{self.aggregate.rule}' has none: a site's model is {own}; use 'own-factor' "
+                "or leave method out"
+            )
+        if method == "own-factor" and not private:
+            return (
+                "personalize.method = 'own-factor' needs aggregate.rule = 'fedsa' or 'creamfl': "
+                f"with '{self.aggregate.rule}' no site keeps a factor to itself; use another method"
+            )
+        return next(self._unsound_beside_features(), None) or self._unsound_with_ranks()
+
+    def _unsound_with_ranks(self) -> str | None:
+        """Return why sites of smaller rank do not go with the aggregation, or ``None``."""
+        rule, combine = self.aggregate.rule, self.aggregate.combine
+        if all(rank == self.lora.rank for rank in self.lora.ranks.values()):
+            return None
+        if self.aggregate.private_factors:
+            return (
+                f"lora.ranks does not go with {rule}: sites keep factors to themselves, so no mean "
+                "of products makes up for what a site does not train; use another rule, such as "
+                "flexlora, or leave lora.ranks out"
+            )
+        if combine not in _MEANS:
+            return (
+                f"lora.ranks does not go with aggregate.combine = '{combine}': columns that a site "
+                "does not train would count as its wish to leave them as they are; use 'mean' or "
+                "'clipped-mean', or leave lora.ranks out"
+            )
+        return None
+
+    def _unsound_beside_features(self) -> Iterator[str]:
+        features = self.aggregate.shares_features
+        if self.model.bases and not features:
+            yield (
+                "model.bases needs aggregate.rule = 'creamfl': with "
+                f"'{self.aggregate.rule}' all sites train one adapter, which fits one base only; "
+                "leave bases out"
+            )
+        if self.model.bases and "centralised" in self.evaluate.baselines:
+            yield (
+                "evaluate.baselines: 'centralised' trains one adapter on all records, and none "
+                "fits all of model.bases; leave it out"
+            )
+        if features and self.attack.sites:
+            yield (
+                "attack.sites change what a site sends of an adapter, and with creamfl none is "
+                "sent; leave [attack] out, or use a rule that shares an adapter"
+            )
+
+    def at(self, site: str) -> Self:
+        """Return the job as a site sees it: with the base that it starts from."""
+        base = self.model.bases.get(site)
+        if base is None:
+            return self
+        own = self.model.model_copy(update={"base": base, "bases": {}, "sha256": None})
+        return self.model_copy(update={"model": own})
+
+    @property
+    def distils(self) -> bool:
+        """Whether the server distils on a public set."""
+        return self.proxy.active and not self.aggregate.shares_features
+
     def digest(self) -> str:
         """Return the sha256 of everything that decides the numbers.
 
         Where the data lie and which engine carries the messages are left out, so that a
         job keeps its digest between a simulation and a deployment.
         """
-        # Without a partition a job keeps the digest that it had before there were any.
+        # Without a partition or a proxy set a job keeps the digest from before there were any.
         left_out: dict[str, bool | set[str]] = {"simulation": True, "data": {"folder"}}
         if not self.partition.active:
             left_out["partition"] = True
+        if not self.lora.ranks:
+            left_out["lora"] = {"ranks"}
+        left_out["proxy"] = {"folder"} if self.proxy.active else True
+        if not self.model.bases:
+            left_out["model"] = {"bases"}
         content = self.model_dump(mode="json", exclude=left_out)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

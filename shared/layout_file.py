@@ -2,8 +2,8 @@
 
 The layout lets the coordinator check and aggregate factors without torch or the base. A
 shared adapter is one safetensors file with the keys ``factors/<name>``, ``residual/<name>``
-and, where a rule remembers something, ``state/<name>``; its number of folds is in the file's
-metadata.
+and, where a rule remembers something, ``state/<name>``; where sites exchange features of public
+pairs, ``features/<tower>``. Its number of folds is in the file's metadata.
 """
 
 import json
@@ -78,6 +78,7 @@ def adapter_bytes(shared: SharedAdapter) -> bytes:
     tensors = {f"factors/{name}": array for name, array in shared.factors.items()}
     tensors |= {f"residual/{name}": array for name, array in shared.residual.items()}
     tensors |= {f"state/{name}": array for name, array in shared.state.items()}
+    tensors |= {f"features/{name}": array for name, array in shared.features.items()}
     return safetensors.numpy.save(tensors, metadata={"folds": str(shared.folds)})
 
 
@@ -87,7 +88,8 @@ def load_adapter(path: Path) -> SharedAdapter:
     Raises:
         RunDirectoryError: If the file is missing, damaged or something else.
     """
-    parts: dict[str, dict[str, Array]] = {"factors": {}, "residual": {}, "state": {}}
+    parts: dict[str, dict[str, Array]]
+    parts = {"factors": {}, "residual": {}, "state": {}, "features": {}}
     try:
         with safe_open(path, framework="numpy") as file:
             folds = int((file.metadata() or {}).get("folds", "0"))
@@ -101,4 +103,6 @@ def load_adapter(path: Path) -> SharedAdapter:
             f"{path}: not a shared adapter ({type(error).__name__}); expected safetensors with "
             "the keys factors/<name> and residual/<name>"
         ) from None
-    return SharedAdapter(parts["factors"], parts["residual"], folds, parts["state"])
+    return SharedAdapter(
+        parts["factors"], parts["residual"], folds, parts["state"], parts["features"]
+    )

@@ -40,7 +40,7 @@ _ALIGNED = 8
 """What comes after a header begins at a multiple of this, as arrays of numbers should."""
 
 RequestKind = Literal["describe", "train", "personalize", "evaluate"]
-Part = Literal["A", "B", "residual"]
+Part = Literal["A", "B", "residual", "features"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """The pieces in which a shared adapter travels; a part is sent only if it changed."""
 
@@ -75,8 +75,9 @@ class _RequestHeader(_Header):
 class Request(_RequestHeader):
     """What the coordinator asks of a site.
 
-    The shared adapter travels in parts, ``A``, ``B`` and ``residual``; a part that the site
-    confirmed to hold (same digest) is not sent again.
+    The shared adapter travels in parts, ``A``, ``B`` and ``residual``, and what stands for it in
+    an exchange of features as ``features``; a part that the site confirmed to hold (same digest)
+    is not sent again.
 
     Attributes:
         run: The run's own name; Flower's run id is a vehicle.
@@ -220,7 +221,8 @@ def parts_of(shared: SharedAdapter) -> dict[Part, Adapter]:
     factors: dict[Part, dict[str, Array]] = {"A": {}, "B": {}}
     for name, array in shared.factors.items():
         factors[factor_of(name)][name] = array
-    return {**factors, "residual": shared.residual}
+    parts: dict[Part, Adapter] = {**factors, "residual": shared.residual}
+    return parts | {"features": shared.features} if shared.features else parts
 
 
 def part_digests(shared: SharedAdapter) -> dict[Part, str]:
@@ -231,7 +233,7 @@ def part_digests(shared: SharedAdapter) -> dict[Part, str]:
 def pack_parts(shared: SharedAdapter, wanted: Iterable[Part] = PARTS) -> Tensors:
     """Return the tensors of the wanted parts, named ``A/<name>``, ``residual/<name>``, ..."""
     parts = parts_of(shared)
-    return {f"{part}/{name}": a for part in wanted for name, a in parts[part].items()}
+    return {f"{part}/{name}": a for part in wanted for name, a in parts.get(part, {}).items()}
 
 
 def unpack_parts(tensors: Mapping[str, NDArray[np.generic]]) -> dict[Part, dict[str, Array]]:
@@ -256,7 +258,12 @@ def join_parts(parts: Mapping[Part, Adapter], folds: int) -> SharedAdapter:
     """Put a shared adapter together again; the factors come in order A, B of every layer."""
     names = sorted({**parts["A"], **parts["B"]})
     factors = {**parts["A"], **parts["B"]}
-    return SharedAdapter({name: factors[name] for name in names}, parts["residual"], folds)
+    return SharedAdapter(
+        {name: factors[name] for name in names},
+        parts["residual"],
+        folds,
+        features=parts.get("features", {}),
+    )
 
 
 @dataclass(frozen=True)

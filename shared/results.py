@@ -189,7 +189,8 @@ class SiteEvaluation(_Frozen):
         metrics: ``metrics[model][metric]``; absent where it could not be measured.
         not_measured: ``not_measured[metric]`` = reason, as a sentence without a full stop.
         differences: ``differences[comparison][metric]``, paired by patient.
-        in_use: Which adapter each tower of the site uses after duet's choice on validation.
+        in_use: Which adapter each tower of the site uses: as validation chose, or as the job says
+            (``Results.personal_use``).
         gallery_texts: Distinct texts of the test split (size of the text gallery).
         gallery_images: Images of the test split (size of the image gallery).
         findings: Zero-shot AUROC by finding.
@@ -223,6 +224,8 @@ class SiteResult(SiteEvaluation):
         bytes_down: Bytes received by the site.
         peak_memory_bytes: Peak memory of the process that held the site.
         gradient_norms: ``gradient_norms[tower]`` = mean gradient norm by round (0 if untrained).
+        discrepancy: ``discrepancy[tower]`` = by round, how far the tower ran ahead: its gradient
+            norm over the other tower's, geometric mean over steps (0 unless both were trained).
     """
 
     kind: Kind
@@ -236,6 +239,7 @@ class SiteResult(SiteEvaluation):
     bytes_down: int = 0
     peak_memory_bytes: int = 0
     gradient_norms: dict[Tower, list[float]] = {}
+    discrepancy: dict[Tower, list[float]] = {}
 
 
 class Summary(_Frozen):
@@ -250,6 +254,20 @@ class Summary(_Frozen):
     differences: dict[Comparison, dict[Metric, Estimate]] = {}
 
 
+class ProxyStep(_Frozen):
+    """What came of distillation at the server in one round, on its public paired set.
+
+    Attributes:
+        before: InfoNCE loss of the held-out pairs with the aggregated adapter, in nats.
+        after: The same with the distilled adapter; null if it was not finite.
+        accepted: Whether the distilled adapter took the aggregated one's place: it was better.
+    """
+
+    before: float
+    after: float | None
+    accepted: bool
+
+
 class RoundCost(_Frozen):
     """One committed round.
 
@@ -261,6 +279,7 @@ class RoundCost(_Frozen):
         contributors: Sites whose change was admitted.
         asked: Sites that were asked.
         resumed: Whether the run was resumed just before this round.
+        proxy: Of distillation at the server; null in rounds without it.
     """
 
     round: int
@@ -270,6 +289,7 @@ class RoundCost(_Frozen):
     contributors: int
     asked: int
     resumed: bool = False
+    proxy: ProxyStep | None = None
 
 
 class Aggregation(_Frozen):
@@ -279,14 +299,15 @@ class Aggregation(_Frozen):
         rule: Name of the aggregation rule.
         rank: Of the factors.
         folds: How often the adapter was folded into the residual.
-        relative_error: Of the aggregated against the mean of the sites' products; 0 if exact.
+        relative_error: Of the aggregated against the mean of the sites' products; 0 if exact;
+            ``None`` if it was not measured, or if the rule has no such mean.
         clipped: Contributions that were scaled down to the norm limit.
     """
 
     rule: str
     rank: int
     folds: int
-    relative_error: float
+    relative_error: float | None
     clipped: int
 
 
@@ -331,6 +352,8 @@ class Results(_Frozen):
         main_metric: The measure fixed in the job before the run.
         margin: Least absolute difference that counts as better or worse.
         personalization: Method of the personal adapters.
+        personal_use: ``if-better``: in a tower where it won on the site's validation records;
+            ``always``: whatever validation says.
         seed: Of the job.
         aggregation: How the shared adapter came about.
         origin: Where the run's pictures and texts come from.
@@ -369,6 +392,7 @@ class Results(_Frozen):
     main_metric: Metric
     margin: float = 0.0
     personalization: str = "duet"
+    personal_use: Literal["if-better", "always"] = "if-better"
     seed: int
     aggregation: Aggregation
     origin: DatasetOrigin

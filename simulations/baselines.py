@@ -136,8 +136,9 @@ def run_baselines(
     if not missing and not pooled:
         return
     encoder = encoder_for(job, device)
+    encoder_of = {site.name: encoder_for(job.at(site.name), device) for site in settings}
     ready()
-    sites = {site.name: load_records(site, encoder) for site in settings}
+    sites = {site.name: load_records(site, encoder_of[site.name]) for site in settings}
     # The longest task first, and sites in order of name: a reader of progress.json sees both.
     if pooled:
         seed = derive_seed(job.seed, "centralised")
@@ -145,9 +146,12 @@ def run_baselines(
         progress.attempt("centralised", central, train)
     if missing:
         # Cohorts of all sites, whichever are missing: a run that goes on gets the same bits.
-        for cohort in cohorts(sorted(paths), loads(sites, job), samples_at_once(encoder, job)):
-            if missing.keys() & set(cohort):
-                _train_locals(encoder, {name: sites[name] for name in cohort}, job, paths, progress)
+        for own in dict.fromkeys(encoder_of.values()):
+            names = [name for name in sorted(paths) if encoder_of[name] is own]
+            for cohort in cohorts(names, loads(sites, job), samples_at_once(own, job)):
+                if missing.keys() & set(cohort):
+                    some = {name: sites[name] for name in cohort}
+                    _train_locals(own, some, job, paths, progress)
 
 
 def _train_locals(
@@ -229,4 +233,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    # All is written, and taking base and records apart piece by piece takes a second, for which
+    # the run would wait.
+    os._exit(code)

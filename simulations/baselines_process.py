@@ -4,9 +4,9 @@ Local-only and centralised training need nothing from the federation, and it nee
 them until the last evaluation. They write adapters to files; what exists is not done again.
 """
 
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +20,6 @@ from shared.files import storage_errors
 LOG = Path("baselines") / "log.txt"
 RECORDS_THERE = b"records are there\n"
 """Said on the standard input of the process: the records can be read."""
-_POLL_SECONDS = 0.2
 
 
 class BaselinesProcess:
@@ -38,6 +37,7 @@ class BaselinesProcess:
         self._job = job
         self._process: subprocess.Popen[bytes] | None = None
         self._there = False
+        self._awaited = False
 
     def __enter__(self) -> Self:
         if self._job.evaluate.baselines and self._job.simulation.workers > 1:
@@ -61,6 +61,18 @@ class BaselinesProcess:
             with suppress(BrokenPipeError), self._process.stdin as stdin:  # it may be done already
                 stdin.write(RECORDS_THERE)
 
+    @property
+    def threads(self) -> int:
+        """Threads for the sites' numerical work: also this process's share once it has ended.
+
+        Before ``wait`` two processes share the machine; what comes after, encodes only, which
+        gives the same bits with twice the threads.
+        """
+        simulation = self._job.simulation
+        if not self._awaited or simulation.workers == 1:
+            return simulation.threads
+        return max(simulation.threads, min(2 * simulation.threads, os.cpu_count() or 1))
+
     def wait(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Wait until all baselines are trained.
 
@@ -70,8 +82,11 @@ class BaselinesProcess:
         Raises:
             ConsiliaError: If a baseline could not be trained.
         """
-        if not self._job.evaluate.baselines:
-            return
+        if self._job.evaluate.baselines:
+            self._wait(say)
+        self._awaited = True
+
+    def _wait(self, say: Callable[[str], None]) -> None:
         if self._process is None:
             say("Training the baselines")
             self._start()
@@ -80,9 +95,7 @@ class BaselinesProcess:
             return
         if process.poll() is None:
             say("Waiting for the baselines")
-        while process.poll() is None:
-            time.sleep(_POLL_SECONDS)
-        if process.returncode:
+        if process.wait():
             raise ConsiliaError(
                 f"the baselines ended with exit code {process.returncode}; {self._run / LOG} says "
                 f"why; mend that and go on with --resume {self._run}"

@@ -106,7 +106,10 @@ def simulate(
     Without arguments, eight synthetic hospitals train a shared image-text encoder and a
     personal one each. Exit codes: 0 done, 1 failed, 2 bad input, 3 finished without every site.
     """
-    from simulations.simulate import Wishes, simulate_command
+    from simulations.startup import loading
+
+    with loading():
+        from simulations.simulate import Wishes, simulate_command
 
     overrides: dict[str, object] = {
         "rounds": rounds,
@@ -291,11 +294,13 @@ def data_describe(
     """Say what a site's data hold: records by split, findings, text lengths, image sizes."""
     from client.data.overview import check_figure
     from client.data.report import DataOptions, print_describe
-    from simulations.partition.written import find_written
+    from simulations.partition.written import find_written, made_by
 
     if figure is not None:
         check_figure(figure)
-    options = DataOptions(site_column=site_column, columns=_mapping(column), find=find_written)
+    options = DataOptions(
+        site_column=site_column, columns=_mapping(column), find=find_written, made_by=made_by
+    )
     code = print_describe(folder, options, _out(), as_json=as_json, figure=figure)
     raise typer.Exit(code)
 

@@ -47,9 +47,14 @@ def cohorts(names: Sequence[str], load: Mapping[str, int], most: int) -> list[li
 
 
 def loads(sites: Mapping[str, SiteData], job: JobConfig) -> dict[str, int]:
-    """Return how many samples every site has in a step, at most its batch size."""
+    """Return how many samples every site has in a step, at most its batch size.
+
+    In an exchange of features a batch of public pairs comes beside the site's own.
+    """
+    public = job.train.batch_size if job.aggregate.shares_features else 0
     return {
-        name: max(1, min(job.train.batch_size, max(data.examples(tower) for tower in TOWERS)))
+        name: public
+        + max(1, min(job.train.batch_size, max(data.examples(tower) for tower in TOWERS)))
         for name, data in sites.items()
     }
 

@@ -35,7 +35,13 @@ def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: 
         if last is None:
             raise RunDirectoryError(f"{run}: no round is committed yet, nothing to export")
         shared = store.load_round(last.round, last.manifest_sha256)
-        encoder = encoder_for(store.job, settle(store.job))
+        if site is None and store.job.aggregate.shares_features:
+            raise InputError(
+                f"{run}: its sites exchanged features, so there is no shared adapter; export a "
+                "site's own with --site"
+            )
+        job = store.job if site is None else store.job.at(site)
+        encoder = encoder_for(job, settle(job))
     view = AdapterView(shared) if site is None else _personal(run, site, shared)
     if merged:
         save_merged(to, encoder, view)

@@ -17,8 +17,9 @@ from client.policy import simulation_policy
 from client.settings import SiteSettings
 from shared.config import JobConfig
 from shared.errors import ConfigError, WireError
+from shared.memory import give_memory_back
 from simulations.bundles import bundle, unbundle
-from simulations.machine import devices, encoder_for, give_memory_back, settle
+from simulations.machine import devices, encoder_for, settle
 
 _AGENTS: dict[str, SiteAgent] = {}
 """The agents of this process, by their folder."""

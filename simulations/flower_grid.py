@@ -5,7 +5,6 @@ cohorts, exactly as ``LocalGrid`` does it; each travels as one Flower message to
 process answers for all sites of the cohort at once. Which worker that is changes no number.
 """
 
-import itertools
 import logging
 import os
 import threading
@@ -14,8 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from flwr.app import Array, Context, Error, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Array, Context, Error, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
@@ -34,14 +32,15 @@ from simulations.flower_engine import (
     gpus_here,
     quiet_environment,
 )
+from simulations.grid import CLIENT_APP_FAILED, SiteGrid
 from simulations.placement import Crowd, Workers
 
 log = logging.getLogger(__name__)
 
 Outcome = TypeVar("Outcome")
 
-CLIENT_APP_FAILED, NODE_UNAVAILABLE = 2, 5
-"""Of Flower's error codes: a worker failed; a worker could not be reached."""
+NODE_UNAVAILABLE = 5
+"""Flower's error code for a worker that could not be reached."""
 
 _REGISTRATION_SECONDS = 120.0
 _ENDING_SECONDS = 60.0
@@ -49,8 +48,8 @@ _LOOK_SECONDS = 0.01
 _KINDS: dict[str, RequestKind] = {kind: name for name, kind in MESSAGE_TYPES.items()}
 
 
-class CohortGrid(Grid):
-    """A grid of sites over a grid of workers; node ids are 1..n by sorted name.
+class CohortGrid(SiteGrid):
+    """A grid of sites over a grid of workers.
 
     Used by the thread of the round loop only.
 
@@ -61,11 +60,11 @@ class CohortGrid(Grid):
     """
 
     def __init__(self, grid: Grid, crowd: Crowd, interrupted: threading.Event) -> None:
+        super().__init__(crowd.names)
         self._grid = grid
         self._crowd = crowd
         self._interrupted = interrupted
         self._workers = Workers(sorted(grid.get_node_ids()))
-        self._ids = itertools.count(1)
         self._open: dict[str, dict[int, Message]] = {}
         self._replies: dict[str, Message] = {}
 
@@ -78,38 +77,13 @@ class CohortGrid(Grid):
         """The run."""
         return self._grid.run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message; the interface keeps this for older code."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the nodes of all sites."""
-        return list(range(1, len(self._crowd.names) + 1))
-
-    def get_nodes(self) -> list[NodeInfo]:
-        """Return the nodes of all sites with their names; they are always online."""
-        return [
-            NodeInfo(node_id=node, name=name, status="online")
-            for node, name in enumerate(self._crowd.names, start=1)
-        ]
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages, one bundle to a cohort, and return their ids."""
         self._check()
-        pushed = list(messages)
-        for message in pushed:
-            # Flower's own grids write the id here too; there is no public way.
-            message.metadata.__dict__["_message_id"] = str(next(self._ids))
-        nodes = set(self.get_node_ids())
-        self._fail([m for m in pushed if m.metadata.dst_node_id not in nodes], NODE_UNAVAILABLE)
-        known = [m for m in pushed if m.metadata.dst_node_id in nodes]
+        pushed = self._numbered(messages)
+        strangers = [m for m in pushed if m.metadata.dst_node_id not in self._names]
+        self._fail(strangers, NODE_UNAVAILABLE)
+        known = [m for m in pushed if m.metadata.dst_node_id in self._names]
         groups = self._crowd.cohorts([message.metadata.dst_node_id - 1 for message in known])
         asked = [
             {known[place].metadata.dst_node_id - 1: known[place] for place in group}
@@ -134,20 +108,6 @@ class CohortGrid(Grid):
             self._check()
             time.sleep(min(_LOOK_SECONDS, left))
             self._look()
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Push messages and return the replies that come within ``timeout`` seconds."""
-        missing = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while missing and (deadline is None or time.monotonic() < deadline):
-            came = self.pull_messages(missing)
-            replies += came
-            missing -= {reply.metadata.reply_to_message_id for reply in came}
-            time.sleep(_LOOK_SECONDS if missing else 0)
-        return replies
 
     def _send(self, asked: dict[int, Message], node: int) -> None:
         """Send a cohort's requests, by number of the site, to a worker."""

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -59,7 +60,75 @@ class Together:
     lanes: Mapping[str, int] = field(default_factory=dict)
 
 
-class LocalGrid(Grid):
+class SiteGrid(Grid):
+    """What grids of sites have in common.
+
+    Args:
+        names: Of all sites; the first one's node id is 1.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict(enumerate(names, start=1))
+        self._run = Run.create_empty(run_id=_RUN)
+        self._ids = itertools.count(1)
+
+    def set_run(self, run: Run) -> None:
+        """Set the run, as the interface wants it."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message; the interface keeps this for older code."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return all nodes."""
+        return list(self._names)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return all nodes with their names; they are always online."""
+        return [NodeInfo(node_id=n, name=name, status="online") for n, name in self._names.items()]
+
+    @abstractmethod
+    def wait(self, timeout: float) -> None:
+        """Wait until another reply has come, or so many seconds have passed."""
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Push messages and return the replies that come within ``timeout`` seconds."""
+        missing = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while missing and (deadline is None or time.monotonic() < deadline):
+            came = list(self.pull_messages(missing))
+            replies += came
+            missing -= {reply.metadata.reply_to_message_id for reply in came}
+            if missing:
+                self.wait(0.1 if deadline is None else min(0.1, deadline - time.monotonic()))
+        return replies
+
+    def _numbered(self, messages: Iterable[Message]) -> list[Message]:
+        """Return messages with ids of their own."""
+        pushed = list(messages)
+        for message in pushed:
+            # Flower's own grids write the id here too; there is no public way.
+            message.metadata.__dict__["_message_id"] = str(next(self._ids))
+        return pushed
+
+
+class LocalGrid(SiteGrid):
     """A grid over agents in this process; node ids are 1..n by sorted name.
 
     Args:
@@ -76,12 +145,10 @@ class LocalGrid(Grid):
         fail: Callable[[Message], None] | None = None,
     ) -> None:
         _identify()
+        super().__init__(sorted(channels))
         self._channels = dict(channels)
-        self._names = dict(enumerate(sorted(channels), start=1))
         self._together = together
         self._fail = fail
-        self._run = Run.create_empty(run_id=_RUN)
-        self._ids = itertools.count(1)
         lanes = 1 + max(together.lanes.values(), default=0) if together else 1
         self._waiting: list[_Queue] = [queue.SimpleQueue() for _ in range(lanes)]
         self._replies: dict[str, Message] = {}
@@ -117,34 +184,6 @@ class LocalGrid(Grid):
         """Return the site that a node stands for."""
         return self._names[node_id]
 
-    def set_run(self, run: Run) -> None:
-        """Set the run, as the interface wants it."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message; the interface keeps this for older code."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> list[int]:
-        """Return all nodes."""
-        return list(self._names)
-
-    def get_nodes(self) -> list[NodeInfo]:
-        """Return all nodes with their names; they are always online."""
-        return [NodeInfo(node_id=n, name=name, status="online") for n, name in self._names.items()]
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue messages and return their ids; those of one push may be answered together."""
         if not self._workers:
@@ -155,10 +194,7 @@ class LocalGrid(Grid):
                 )
                 self._workers.append(worker)
                 worker.start()
-        pushed = list(messages)
-        for message in pushed:
-            # Flower's own grids write the id here too; there is no public way.
-            message.metadata.__dict__["_message_id"] = str(next(self._ids))
+        pushed = self._numbered(messages)
         for lane, cohort in self._cohorts(pushed):
             self._waiting[lane].put(cohort)
         return [message.metadata.message_id for message in pushed]
@@ -188,20 +224,6 @@ class LocalGrid(Grid):
         """Wait until a reply has come since the last pull, or so many seconds have passed."""
         with self._news:
             self._news.wait_for(lambda: self._unseen, timeout)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Push messages and return the replies that come within ``timeout`` seconds."""
-        missing = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while missing and (deadline is None or time.monotonic() < deadline):
-            self.wait(0.1 if deadline is None else min(0.1, deadline - time.monotonic()))
-            came = self.pull_messages(missing)
-            replies += came
-            missing -= {reply.metadata.reply_to_message_id for reply in came}
-        return replies
 
     def _work(self, waiting: _Queue) -> None:
         while not self._closed:

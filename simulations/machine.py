@@ -1,7 +1,5 @@
 """This machine: device, threads, versions and memory; everything about it that a run records."""
 
-import contextlib
-import ctypes
 import functools
 import importlib.metadata
 import os
@@ -11,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +19,9 @@ from client.device_faults import DEVICE_LOST
 from server.events import Event
 from shared.config import JobConfig
 from shared.errors import ConfigError, TrainingError
+from shared.memory import keep_freed_memory
 from shared.model.encoder import DualEncoder
+from simulations.startup import loading
 
 _RECORDED = ("torch", "transformers", "peft", "flwr", "numpy", "safetensors")
 
@@ -32,10 +32,12 @@ def settle(job: JobConfig) -> str:
     Raises:
         ConfigError: If the job asks for CUDA and there is none.
     """
+    keep_freed_memory()
     torch.set_num_threads(job.simulation.threads)
     # NumPy's too: decompositions may round otherwise, and its threads keep torch's from working.
     threadpool_limits(job.simulation.threads, user_api="blas")
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # As torch.use_deterministic_algorithms, without loading inductor, which compiled.py does.
+    torch.set_deterministic_debug_mode("warn")
     # Only a help for finding reads of what was never written, and 5 % of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # cuBLAS is only deterministic with a fixed workspace; it reads this when it starts.
@@ -59,17 +61,6 @@ def termination_like_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def give_memory_back() -> None:
-    """Let glibc give pages that nobody uses back to the system; elsewhere a no-op.
-
-    The heap is fragmented as batches of ever other lengths come and go: without this 50 rounds
-    took 25 % more memory than 5. Between cohorts only: mapping every large block anew took a
-    third of the time of training.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def devices(device: str) -> list[str]:
@@ -115,12 +106,15 @@ class DeviceWatch:
 @functools.lru_cache(maxsize=16)
 def _encoder(job_text: str, device: str) -> DualEncoder:
     job = JobConfig.model_validate_json(job_text)
-    return DualEncoder.load(job.model, job.lora, device)
+    first = _encoder.cache_info().currsize == 0  # nothing has been done that could leave garbage
+    with loading() if first else nullcontext():
+        return DualEncoder.load(job.model, job.lora, device)
 
 
 def encoder_for(job: JobConfig, device: str) -> DualEncoder:
     """Return the job's encoder; all sites of a process share one frozen base."""
-    part = job.model_copy(update={"name": "encoder", "seed": 0, "rounds": 1})
+    model = job.model.model_copy(update={"bases": {}})  # those of other sites, ``JobConfig.at``
+    part = job.model_copy(update={"name": "encoder", "seed": 0, "rounds": 1, "model": model})
     return _encoder(part.model_dump_json(include={"name", "model", "lora"}), device)
 
 

@@ -121,13 +121,14 @@ def build_results(
         main_metric=job.evaluate.main,
         margin=job.evaluate.margin,
         personalization=job.personalize.method,
+        personal_use=job.personalize.use,
         seed=job.seed,
         aggregation=Aggregation(
             rule=job.aggregate.rule,
             rank=job.lora.rank,
             folds=outcome.shared.folds,
             # Only a run without a committed round has not measured it.
-            relative_error=outcome.relative_error or 0.0,
+            relative_error=outcome.relative_error,
             clipped=outcome.clipped,
         ),
         origin=origin_of([records.origin for records in data.values()]),
@@ -180,6 +181,7 @@ def _seen(log: SiteLog) -> dict[str, object]:
         "bytes_down": log.bytes_down,
         "peak_memory_bytes": log.peak_memory_bytes,
         "gradient_norms": {tower: list(norms) for tower, norms in log.gradient_norms.items()},
+        "discrepancy": {tower: list(ratios) for tower, ratios in log.discrepancy.items()},
     }
 
 

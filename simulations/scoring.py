@@ -22,7 +22,7 @@ from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 from shared.results import Estimate, GalleryQuery, Metric, Model, Results, SiteEvaluation
 from shared.seeding import derive_seed
-from simulations.machine import peak_memory_bytes
+from simulations.machine import encoder_for, peak_memory_bytes
 from simulations.phantoms.federation import phantom_sites, site_seed
 from simulations.phantoms.oracle import oracle_similarity
 from simulations.phantoms.sites import PhantomSite, draw_records
@@ -71,11 +71,24 @@ def score_run(
 def _record(store: RunStore) -> dict[str, str]:
     """Lines for the report's record: what is needed to repeat the run."""
     versions: Mapping[str, Any] = store.manifest.get("versions", {})
-    return {
+    return _own_models(store.job) | {
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Device": f"{store.manifest.get('device')}, {store.manifest.get('threads')} threads",
         "Command": f"consilia simulate {store.path.name}/job.toml",
         "Python": sys.version.split()[0],
+    }
+
+
+def _own_models(job: JobConfig) -> dict[str, str]:
+    """Say so where there is no shared adapter, and which base each site started from."""
+    if not job.aggregate.shares_features:
+        return {}
+    bases = "; ".join(f"{site}: {base}" for site, base in sorted(job.model.bases.items()))
+    return {
+        "Shared adapter": "none: the sites exchanged features of the public set, and no site got "
+        "an adapter of another",
+        **({"Bases of their own": bases} if bases else {}),
+        "Public set": f"sha256 {job.proxy.sha256}",
     }
 
 
@@ -92,8 +105,11 @@ def _gallery(
         return [], {}
     paired = [site for site in shown if data[site.name].kind == "paired"] or shown
     site = max(paired, key=lambda site: len(set(data[site.name].splits["test"].texts)))
+    encoder = encoder_for(job.at(site.name), str(encoder.device))  # the site's own
     personal = SiteState(site.state).load_personal(outcome.shared.sha256())
-    views: dict[Model, AdapterView] = {"base": AdapterView(), "shared": AdapterView(outcome.shared)}
+    views: dict[Model, AdapterView] = {"base": AdapterView()}
+    if outcome.shared.factors:
+        views["shared"] = AdapterView(outcome.shared)
     if personal is not None and job.personalize.method != "none":
         views["personal"] = AdapterView(outcome.shared, personal.adapter, personal.alpha)
     queries, pixels = gallery(

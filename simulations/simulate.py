@@ -7,13 +7,14 @@ is enough to go on after an interruption at any moment.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from client.agent import SiteAgent, answer_together
@@ -25,6 +26,8 @@ from client.settings import SiteSettings
 from server.app import LAYOUT, run_job
 from server.checkpoint import RunStore
 from server.history import RunHistory
+from server.proxy.pairs import ProxyPairs
+from server.proxy.step import Distiller
 from server.rounds import RunOutcome
 from shared.config import AttackKind, JobConfig, load_job
 from shared.errors import (
@@ -37,12 +40,14 @@ from shared.errors import (
     RunDirectoryError,
 )
 from shared.layout_file import layout_bytes
+from shared.memory import give_memory_back
 from shared.model.encoder import DualEncoder
 from shared.page.numbers import duration, size
 from shared.results import Results
 from simulations.attackers import with_attackers
 from simulations.baselines_process import BaselinesProcess
 from simulations.cohorts import loads, samples_at_once
+from simulations.features import PublicSets, encoders, with_public_set, write_beginning
 from simulations.flower_engine import check_ray
 from simulations.flower_grid import run_flower
 from simulations.grid import LocalGrid, Together
@@ -52,12 +57,12 @@ from simulations.machine import (
     DeviceWatch,
     devices,
     encoder_for,
-    give_memory_back,
     settle,
     termination_like_interrupt,
     versions,
 )
 from simulations.progress import RunProgress
+from simulations.proxy import distiller, read_proxy, write_proxy
 from simulations.report import write_report
 from simulations.results_table import results_table
 from simulations.scoring import score_run
@@ -167,26 +172,33 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     # Bad input ends here, before anything is written.
     if job.simulation.engine == "flower":
         check_ray()
-    encoder = encoder_for(job, settle(job))
-    # Written into the run's job: cohorts, and so its bits, stay the same if it is resumed.
-    samples = samples_at_once(encoder, job)
-    own = job.simulation.model_copy(update={"samples_at_once": samples})
-    job = job.model_copy(update={"simulation": own})
+    device = settle(job)
+    encoder = encoder_for(job, device)
     settings = site_settings(run, job)
+    encoder_of = encoders(job, settings, device)
+    job = _with_samples(job, {encoder, *encoder_of.values()})
+    job = with_public_set(run, job, settings, encoder)
     quorum = job.aggregate.quorum or 0
     if quorum > len(settings):
         raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
-    unknown = sorted(job.attack.sites.keys() - {site.name for site in settings})
-    if unknown:
-        names = ", ".join(site.name for site in settings)
-        raise ConfigError(f"attack.sites names {unknown[0]!r}; expected one of the sites: {names}")
+    _check_sizes(job, len(settings), encoder.layout.largest_rank)
+    known = {site.name for site in settings}
+    for table, named in (("attack.sites", job.attack.sites), ("lora.ranks", job.lora.ranks)):
+        unknown = sorted(named.keys() - known)
+        if unknown:
+            names = ", ".join(site.name for site in settings)
+            raise ConfigError(f"{table} names {unknown[0]!r}; expected one of the sites: {names}")
     data: dict[str, SiteData] = {}
     if job.data.folder is not None:
         with readable(run, job, settings) as sites:
-            data = _load_all(sites, encoder)
+            data = _load_all(sites, encoder_of)
+    pairs: ProxyPairs | None = None
+    if job.distils and job.proxy.folder is not None:
+        pairs = read_proxy(run, job, settings, encoder)
     digests = {name: site.sha256() for name, site in data.items()}
+    proxy = {} if pairs is None else {"proxy": pairs.sha256()}
     with (
-        _store(run, job, encoder, settings, digests) as store,
+        _store(run, job, encoder, settings, digests, proxy) as store,
         log_file(run / LOG),
         RunHistory(history_url(run)) as history,
     ):
@@ -197,13 +209,48 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
         with BaselinesProcess(run, job) as baselines:
             write_phantoms(run, job)
             write_partition(run, job)
+            write_proxy(run, job)
             baselines.records_are_there()
             with RunProgress(console, job.rounds) as progress:
-                data = data or _load_all(settings, encoder)
-                federation = _Federation(run, job, settings, data, encoder, store, history)
+                data = data or _load_all(settings, encoder_of)
+                distil, public = None, PublicSets()
+                if job.distils:
+                    pairs = pairs or read_proxy(run, job, settings, encoder)
+                    distil = distiller(job, pairs, str(encoder.device))
+                if job.aggregate.shares_features:
+                    write_beginning(store, encoder, public(settings[0], encoder))
+                federation = _Federation(
+                    run, job, settings, data, encoder, store, history, distil, public
+                )
                 outcome = federation.carry_out(baselines, progress)
         with _early_end(history, store.run):
             return score_run(store, settings, data, encoder, outcome, start)
+
+
+def _check_sizes(job: JobConfig, sites: int, largest_rank: int) -> None:
+    """Raise ``ConfigError`` if there are too few sites for the rule, or a rank is too large."""
+    rule = job.aggregate
+    if rule.least_sites > sites:
+        raise ConfigError(
+            f"aggregate.combine = '{rule.combine}' needs {rule.least_sites} sites to withstand "
+            f"hostile = {rule.hostile}, and there are only {sites}; lower hostile, or use "
+            "'geometric-median'"
+        )
+    if job.personalize.fits and job.personalize.rank > largest_rank:
+        raise ConfigError(
+            f"personalize.rank = {job.personalize.rank} is larger than the smallest adapted layer "
+            f"of this base; expected at most {largest_rank}"
+        )
+
+
+def _with_samples(job: JobConfig, encoders_in_use: Iterable[DualEncoder]) -> JobConfig:
+    """Write into the run's job how many samples a step has.
+
+    Cohorts, and so the run's bits, then stay the same if it is resumed.
+    """
+    samples = min(samples_at_once(encoder, job) for encoder in encoders_in_use)
+    own = job.simulation.model_copy(update={"samples_at_once": samples})
+    return job.model_copy(update={"simulation": own})
 
 
 @contextmanager
@@ -223,9 +270,10 @@ def _headline(
     run: Path, job: JobConfig, settings: Sequence[SiteSettings], encoder: DualEncoder
 ) -> str:
     records = "phantoms" if job.data.folder is None else job.data.folder
+    others = f" and {len(set(job.model.bases.values()))} more" if job.model.bases else ""
     return (
         f"{job.name}: {len(settings)} sites ({records}), {job.rounds} rounds of "
-        f"{job.aggregate.rule}, base {encoder.base_name}, on {encoder.device}\nRun {run}"
+        f"{job.aggregate.rule}, base {encoder.base_name}{others}, on {encoder.device}\nRun {run}"
     )
 
 
@@ -235,6 +283,7 @@ def _store(
     encoder: DualEncoder,
     settings: Sequence[SiteSettings],
     digests: Mapping[str, str],
+    proxy: Mapping[str, str],
 ) -> RunStore:
     """Open the run directory, or make it; base and records must be those that it began with."""
     if (run / "manifest.json").exists():
@@ -252,8 +301,15 @@ def _store(
                 f"{run}: the records of {changed[0]} are not those that the run began with, so its "
                 "test records may have been trained on; put them back, or start a new run"
             )
+        if proxy and store.manifest.get("proxy") != proxy["proxy"]:
+            store.close()
+            raise RunDirectoryError(
+                f"{run}: the public set in {job.proxy.folder} is not the one that the run began "
+                "with; put that back, or start a new run"
+            )
         return store
     facts = {
+        **proxy,
         "data": dict(digests),
         "engine": job.simulation.engine,
         "threads": job.simulation.threads,
@@ -265,7 +321,9 @@ def _store(
     return RunStore.create(run, job, base_sha256=encoder.base_sha256, facts=facts)
 
 
-def _load_all(settings: Sequence[SiteSettings], encoder: DualEncoder) -> dict[str, SiteData]:
+def _load_all(
+    settings: Sequence[SiteSettings], encoder_of: Mapping[str, DualEncoder]
+) -> dict[str, SiteData]:
     """Load every site; problems of all sites are reported together."""
     data: dict[str, SiteData] = {}
     broken: list[DataError] = []
@@ -274,6 +332,7 @@ def _load_all(settings: Sequence[SiteSettings], encoder: DualEncoder) -> dict[st
         try:
             # A run that has no folder yet must not get one before its records are sound.
             cache = site.pixels if site.state.exists() else None
+            encoder = encoder_of[site.name]
             data[site.name] = load_site(
                 site.source, encoder.to_pixels, cache, encoder.preprocessing
             )
@@ -299,6 +358,8 @@ class _Federation:
     encoder: DualEncoder
     store: RunStore
     history: RunHistory
+    distiller: Distiller | None
+    public: PublicSets
 
     def carry_out(self, baselines: BaselinesProcess, progress: RunProgress) -> RunOutcome:
         """Run all rounds and the closing phases over the job's engine."""
@@ -311,6 +372,7 @@ class _Federation:
             base_sha256=self.encoder.base_sha256,
             on_event=DeviceWatch(progress, self.run, self.job.rounds),
             before_evaluation=lambda: baselines.wait(progress.say),
+            distiller=self.distiller,
         )
         load, samples = loads(self.data, self.job), samples_at_once(self.encoder, self.job)
         if self.job.simulation.engine == "flower":
@@ -318,7 +380,8 @@ class _Federation:
         where = devices(self.encoder.device.type)
         lanes = {site.name: number % len(where) for number, site in enumerate(self.settings)}
         agents = {s.name: self._agent(s, where[lanes[s.name]]) for s in self.settings}
-        answer = partial(_answer, hostile=self.job.attack.sites)
+        hostile = self.job.attack.sites
+        answer = partial(_answer, hostile=hostile, threads=lambda: baselines.threads)
         with LocalGrid(agents, Together(answer, load, samples, lanes)) as grid:
             return coordinate(grid)
 
@@ -329,12 +392,16 @@ class _Federation:
             simulation_policy(),
             lambda job: encoder_for(job, device),
             lambda settings, _: self.data[settings.name],
+            self.public,
         )
 
 
 def _answer(
-    asked: Sequence[tuple[SiteAgent, bytes]], hostile: Mapping[str, AttackKind]
+    asked: Sequence[tuple[SiteAgent, bytes]],
+    hostile: Mapping[str, AttackKind],
+    threads: Callable[[], int],
 ) -> list[bytes]:
+    torch.set_num_threads(threads())  # here, as it counts for the thread that calls it
     answers = answer_together(asked)
     give_memory_back()
     return with_attackers(answers, hostile)
@@ -353,4 +420,5 @@ def _print_summary(console: Console, results: Results, run: Path, report: Path) 
         console.print(f"Not every contribution was in: {results.reason}", highlight=False)
     console.print(f"\nResults  {run / 'results.json'}", highlight=False)
     console.print(f"Report   {report}", highlight=False)
-    console.print(f"Next     open the report; consilia export {run} --to DIR", highlight=False)
+    own = " --site SITE" if results.aggregation.rule == "creamfl" else ""  # nothing is shared
+    console.print(f"Next     open the report; consilia export {run}{own} --to DIR", highlight=False)

@@ -17,6 +17,7 @@ from shared.errors import ConfigError, DataError
 from simulations.partition.population import write_population
 from simulations.partition.sites import partition_sources, tables_to_read, write_run_partition
 from simulations.phantoms.federation import phantom_sites, write_federation
+from simulations.proxy import proxy_source
 
 PHANTOM_FOLDER = "data"
 CENTRALISED_FILE = Path("baselines") / "centralised.safetensors"
@@ -37,12 +38,14 @@ def site_settings(run: Path, job: JobConfig) -> list[SiteSettings]:
     sources = _given_sources(run, job)
     if job.partition.active:
         sources = partition_sources(run, sources, job)
+    public = proxy_source(run, job) if job.aggregate.shares_features else None
     return [
         SiteSettings(
             name=source.name,
             source=source,
             state=run / "sites" / source.name,
             held=run / "held",  # all receive the same
+            proxy=public,
             references={
                 "local": run / "sites" / source.name / LOCAL_FILE,
                 "centralised": run / CENTRALISED_FILE,

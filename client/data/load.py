@@ -42,6 +42,13 @@ def load_site(
         DataError: If a rule is broken; carries every error that was found.
         StorageError: If the pictures fit neither into the cache nor into memory.
     """
+    return load_inspected(source, to_pixels, cache, preprocessing)[0]
+
+
+def load_inspected(
+    source: SiteSource, to_pixels: ToPixels, cache: Path | None = None, preprocessing: str = ""
+) -> tuple[SiteData, Inspection]:
+    """Load a site, and return what was found out about its files as well; see ``load_site``."""
     if cache is not None and not preprocessing:
         raise ValueError("preprocessing: a cache has to know how its pictures were prepared")
     site = read_rows(source)
@@ -59,7 +66,7 @@ def load_site(
         _refuse_errors(site)
         pictures = {places[row]: picture for row, picture in site.pictures.items()}
         pixels = _all_pixels(pictures, kept, rows) if pictures else _none(len(order), to_pixels)
-    return _site_data(site, pixels)
+    return _site_data(site, pixels), site
 
 
 def _refuse_errors(site: Inspection) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -35,6 +36,7 @@ _PARTS: Mapping[str, tuple[str, str]] = {
 """What training records are: colour on a page, colour on a terminal."""
 
 _LABEL, _WIDTH, _ROW, _TOP = 150, 300, 24, 96
+_LETTERS = 100  # of a note, in a line
 
 
 def parts_of(site: SiteDescription) -> dict[str, int]:
@@ -76,7 +78,7 @@ def overview_tables(sites: Sequence[SiteDescription]) -> list[Table]:
     table.add_column("", no_wrap=True)
     for site, row in zip(sites, rows, strict=True):
         bar = _terminal_bar(row, top)
-        table.add_row(Text(site.name), site.kind or "-", *map(str, row.values()), bar)
+        table.add_row(Text(site.name), site.kind or "-", *_shares(row), bar)
     findings = findings_of(sites, _MOST_IN_TERMINAL)
     if not findings or not findings[0]:
         return [table]
@@ -95,6 +97,16 @@ def _table(title: str, numbers: Sequence[str], *words: str) -> Table:
     return table
 
 
+def _shares(parts: Mapping[str, int]) -> list[str]:
+    """Counts, and what share of the pairs is noisy or of the records lacks a side."""
+    paired, total = parts["pairs"] + parts["noisy pairs"], sum(parts.values())
+    cells = []
+    for name, count in parts.items():
+        whole = {"pairs": 0, "noisy pairs": paired}.get(name, total)
+        cells.append(f"{count} ({count / whole:.0%})" if 0 < count < whole else str(count))
+    return cells
+
+
 def _terminal_bar(parts: Mapping[str, int], top: int) -> Text:
     """A stacked bar; its parts end where the exact ones do, to the nearest character."""
     bar, end, drawn = Text(), 0, 0
@@ -106,15 +118,20 @@ def _terminal_bar(parts: Mapping[str, int], top: int) -> Text:
     return bar
 
 
-def write_figure(path: Path, sites: Sequence[SiteDescription]) -> None:
+def write_figure(path: Path, sites: Sequence[SiteDescription], note: str = "") -> None:
     """Write the figure, as SVG or as a page that holds it.
+
+    Args:
+        path: Where.
+        sites: What is drawn.
+        note: A line below, such as how the sites were made.
 
     Raises:
         ConfigError: If the file's name ends in neither ``.svg`` nor ``.html``.
         StorageError: If it cannot be written.
     """
     check_figure(path)
-    svg = figure(sites)
+    svg = figure(sites, note)
     if path.suffix.lower() == ".html":
         head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Sites</title>'
         svg = f"{head}<body>{svg}</body></html>"
@@ -127,7 +144,7 @@ def check_figure(path: Path) -> None:
         raise ConfigError(f"--figure {path}: expected a name that ends in .svg or .html")
 
 
-def figure(sites: Sequence[SiteDescription]) -> str:
+def figure(sites: Sequence[SiteDescription], note: str = "") -> str:
     """Return an SVG: for each site a bar of what its records are, and one of what they show."""
     kinds = [parts_of(site) for site in sites]
     findings = findings_of(sites)
@@ -135,8 +152,14 @@ def figure(sites: Sequence[SiteDescription]) -> str:
     present = {name for row in kinds for name, count in row.items() if count}
     colours = {name: page for name, (page, _) in _PARTS.items() if name in present}
     middle = _LABEL + _WIDTH + 40
-    height = _TOP + _ROW * len(sites) + 20
+    bottom = _TOP + _ROW * len(sites) + 20
+    words = wrap(note, _LETTERS)
+    height = bottom + 16 * len(words)
     body = [
+        *(
+            f'<text x="{_LABEL}" y="{bottom + 16 * line}" font-size="11">{escape(part)}</text>'
+            for line, part in enumerate(words)
+        ),
         *_legend(_LABEL, "Training records", colours),
         *_legend(middle, "What they show (a record may show several)", hues),
     ]

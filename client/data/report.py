@@ -38,6 +38,8 @@ class DataOptions:
     quick: bool = False
     find: Callable[..., list[SiteSource]] = find_sites
     """What finds the sites; simulated ones have their pictures elsewhere."""
+    made_by: Callable[[Path], str] = lambda _folder: ""
+    """Says how a folder's sites were dealt out, in a sentence; empty if they were not."""
 
     def sources(self, folder: Path) -> list[SiteSource]:
         """Return the folder's sites; raises what ``find_sites`` raises."""
@@ -110,11 +112,13 @@ def print_describe(
         if not as_json:
             raise
         return _print_failure(error, console)
+    made_by = options.made_by(folder)
     if figure is not None:
-        write_figure(figure, described_sites)
+        write_figure(figure, described_sites, made_by)
     if as_json:
         tree: dict[str, Any] = {
             "ok": not broken,
+            "made_by": made_by,
             "sites": [_tree(site) for site in described_sites],
             "problems": [_check_tree(check) for check in broken],
         }
@@ -125,6 +129,8 @@ def print_describe(
         _print_problems(broken, console)
     for site_description in described_sites:
         _print_description(site_description, console)
+    if made_by:
+        console.print(Text(made_by))
     if len(described_sites) > 1:
         for table in overview_tables(described_sites):
             console.print(table)

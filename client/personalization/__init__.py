@@ -24,6 +24,7 @@ from client.personalization.fedper import fedper
 from client.personalization.finetune import finetune
 from client.personalization.local import local
 from client.personalization.none import none
+from client.personalization.own_factor import own_factor
 from client.training import in_halves
 from shared.config import JobConfig, PersonalizationMethod
 from shared.errors import TrainingError
@@ -47,6 +48,7 @@ PERSONALIZATIONS: Final[Mapping[PersonalizationMethod, Fit]] = {
     "ditto": ditto,  # goes on from the shared adapter, and is pulled back to it
     "fedper": fedper,  # goes on in the projections only
     "feddat": feddat,  # dual-adapter teacher, mutual distillation
+    "own-factor": own_factor,  # what fedsa's rounds left the site; nothing is fitted
 }
 
 
@@ -60,7 +62,7 @@ def personalize(
         finite, not enough memory. Alpha is 0 for every tower that does not win on validation,
         unless ``personalize.use`` is ``always``.
     """
-    fit = PERSONALIZATIONS[job.personalize.method if job.personalize.steps else "none"]
+    fit = PERSONALIZATIONS[job.personalize.method if job.personalize.fits else "none"]
     by_shared: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
         by_shared.setdefault(task.shared.sha256(), []).append(number)

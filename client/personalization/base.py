@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from client.data.records import SiteData
-from shared.adapter import Array, SharedAdapter, Tower
+from shared.adapter import Adapter, Array, SharedAdapter, Tower
 from shared.config import JobConfig
 from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
@@ -37,11 +37,13 @@ class PersonalTask:
         data: Its records.
         shared: The finished shared adapter; frozen.
         seed: Of starts, batches and shifts.
+        own: The factors that the site kept from the rounds, if the rule leaves it any.
     """
 
     data: SiteData
     shared: SharedAdapter
     seed: int
+    own: Adapter = field(default_factory=dict)
 
 
 Outcome = Personalized | TrainingError

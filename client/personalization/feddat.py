@@ -43,6 +43,7 @@ from shared.errors import TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.stack import AdapterStack
 from shared.model.view import AdapterView
+from shared.objectives.crd import crd
 from shared.objectives.relational import relational
 
 _TEMPERATURE = 3.0
@@ -205,18 +206,11 @@ def disagreement(features: Features, goal: Features, batch: Batch, scale: float)
     both = len(batch.pairs)
     total = features.image.new_zeros(())
     if both:
-        mine = scale / _TEMPERATURE * features.image[:both] @ features.text[:both].T
-        wanted = scale / _TEMPERATURE * goal.image[:both] @ goal.text[:both].T
-        gaps = _divergence(wanted.detach(), mine) + _divergence(wanted.detach().T, mine.T)
-        total = total + _TEMPERATURE**2 * 0.5 * gaps.sum()
+        mine = features.image[:both], features.text[:both]
+        wanted = goal.image[:both], goal.text[:both]
+        total = total + crd(*mine, *wanted, scale, _TEMPERATURE).sum()
     if len(batch.images):
         total = total + relational(features.image[both:], goal.image[both:], scale).sum()
     if len(batch.texts):
         total = total + relational(features.text[both:], goal.text[both:], scale).sum()
     return total / batch.size
-
-
-def _divergence(wanted: Tensor, given: Tensor) -> Tensor:
-    """Return KL between the softmaxes of two rows of logits, (n,)."""
-    log_wanted, log_given = wanted.log_softmax(1), given.log_softmax(1)
-    return (log_wanted.exp() * (log_wanted - log_given)).sum(1)

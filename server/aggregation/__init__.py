@@ -11,8 +11,10 @@ from server.aggregation import linear
 from server.aggregation.altfold import AltFold
 from server.aggregation.base import Aggregator, Combiner
 from server.aggregation.clipped_mean import clipped_mean
+from server.aggregation.creamfl import CreamFl
 from server.aggregation.fedavg import FedAvg
 from server.aggregation.fedex import FedEx
+from server.aggregation.fedsa import FedSa
 from server.aggregation.ffa import FfaLora
 from server.aggregation.flexlora import FlexLora
 from server.aggregation.flora import Flora
@@ -45,6 +47,10 @@ AGGREGATORS: dict[AggregationRule, Callable[[AggregateConfig], Aggregator]] = {
     "flexlora": lambda config: FlexLora(config.tail),
     "fedex": lambda _: FedEx(),
     "flora": lambda _: Flora(),
+    "creamfl": lambda _: CreamFl(),
+    "fedsa": lambda config: FedSa(
+        config.server_learning_rate, _combiner(config), _optimizer(config)
+    ),
 }
 
 
@@ -64,4 +70,13 @@ def _optimizer(config: AggregateConfig) -> ServerOptimizer | None:
     return OPTIMIZERS[config.server_optimizer]
 
 
-__all__ = ["AGGREGATORS", "COMBINERS", "Aggregator", "AltFold", "Combiner", "FedAvg", "FfaLora"]
+__all__ = [
+    "AGGREGATORS",
+    "COMBINERS",
+    "Aggregator",
+    "AltFold",
+    "Combiner",
+    "CreamFl",
+    "FedAvg",
+    "FfaLora",
+]

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from shared.adapter import (
     SharedAdapter,
     factor_name,
 )
+from shared.ranks import filled
 from shared.seeding import derive_seed
 
 
@@ -46,6 +48,14 @@ class Aggregator(Protocol):
         """Return the factors that the sites train in a round: both."""
         return ("A", "B")
 
+    def for_rank(self, shared: SharedAdapter, rank: int) -> SharedAdapter:  # noqa: ARG002
+        """Return what a site is sent that trains fewer columns than the run has: all of it.
+
+        The columns that it does not train stay in its model as they are, so that its function is
+        everybody's.
+        """
+        return shared
+
     @abstractmethod
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]
@@ -66,6 +76,20 @@ class Combiner(Protocol):
     def __call__(self, layout: AdapterLayout, updates: Iterable[AdapterUpdate]) -> dict[str, Array]:
         """Return one change per factor; towers that no site trained are absent."""
         ...
+
+
+def whole(update: AdapterUpdate, layout: AdapterLayout, sent_rank: int | None) -> AdapterUpdate:
+    """Return an update of a site's own rank as one of the layout's: what is missing is zero.
+
+    Args:
+        update: Admitted.
+        layout: Of the run.
+        sent_rank: Columns that the site was sent, if not all of them.
+    """
+    delta = filled(update.delta, layout)
+    if delta is update.delta and sent_rank is None:
+        return update
+    return replace(update, delta=delta, rank=sent_rank)
 
 
 def add_change(

@@ -44,6 +44,8 @@ class ProductError:
     _products: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Sums of p_k D_k E_k by module, to six digits, in squares of fixed point's steps."""
     _weights: dict[Tower, int] = field(default_factory=dict)
+    _lacking: dict[tuple[Tower, int], int] = field(default_factory=dict)
+    """Weights of the sites that were sent the first columns only, by how many."""
     _scale: float = 1.0
     _waiting: list[AdapterUpdate] = field(default_factory=list)
     _bytes: int = 0
@@ -90,6 +92,10 @@ class ProductError:
                 total += (steps[b].view(np.int32) / self._scale) @ self.shared.factors[a]
         if layer.module in self._products:
             total += self._products[layer.module] / self._scale**2
+        for (tower, rank), weight in self._lacking.items():
+            if tower == layer.tower:
+                left, right = self.shared.factors[b][:, rank:], self.shared.factors[a][rank:]
+                total -= weight * (left.astype(np.float64) @ right.astype(np.float64))
         return total / self._weights[layer.tower]
 
     def _add_waiting(self) -> None:
@@ -100,6 +106,9 @@ class ProductError:
             self._scale = update.scale
             for tower, weight in update.weights.items():
                 self._weights[tower] = self._weights.get(tower, 0) + weight
+                if update.rank is not None:
+                    key = tower, update.rank
+                    self._lacking[key] = self._lacking.get(key, 0) + weight
             of_form.setdefault(side_by_side(update.delta).form, []).append(update)
         for form, alike in of_form.items():
             steps = np.stack([side_by_side(u.delta).numbers(np.int32) for u in alike])

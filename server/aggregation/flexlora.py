@@ -6,11 +6,14 @@ The mean ``sum p_k B_k A_k`` has a rank of up to r per site; it is cut to the r 
 values, which by Eckart and Young is as near as rank r can come. The tail beyond them is dropped,
 as in the paper, or moves into the residual, which makes the rule exact.
 
+A site of smaller rank q is sent the q largest singular values, and what it returns is a product
+of rank q: as in the paper, what it was not sent is not in its part of the mean.
+
 Every update is held until the round closes: memory grows with the cohort.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +30,7 @@ from shared.adapter import (
     SharedAdapter,
     factor_name,
 )
+from shared.ranks import leading
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class FlexLora(base.Aggregator):
     """
 
     tail: Literal["drop", "fold"] = "drop"
+
+    def for_rank(self, shared: SharedAdapter, rank: int) -> SharedAdapter:
+        """Return the first columns: in order of singular values, the best product of that rank."""
+        return replace(shared, factors=leading(shared.factors, rank))
 
     def aggregate(
         self, shared: SharedAdapter, layout: AdapterLayout, updates: Iterable[AdapterUpdate]

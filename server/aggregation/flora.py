@@ -11,7 +11,7 @@ Every update is held until the round closes: memory grows with the cohort.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,12 +26,17 @@ from shared.adapter import (
     SharedAdapter,
     factor_name,
 )
+from shared.ranks import leading
 from shared.seeding import derive_seed
 
 
 @dataclass(frozen=True)
 class Flora(base.Aggregator):
     """Adds the mean of products to the residual and starts afresh."""
+
+    def for_rank(self, shared: SharedAdapter, rank: int) -> SharedAdapter:
+        """Return the first rows of A; B is zero, so that nothing is lost."""
+        return replace(shared, factors=leading(shared.factors, rank))
 
     def open_round(
         self,

@@ -91,6 +91,9 @@ class Gathered:
         of_b, of_a = self.changes(b), self.changes(a)
         of_b += shared.factors[b]
         of_a += shared.factors[a]
+        for own, update in zip(of_b, self.of_tower(layer.tower), strict=True):
+            if update.rank is not None:
+                own[:, update.rank :] = 0.0  # the site had no such columns
         of_b *= self.shares(layer.tower)[:, None, None]
         left = np.ascontiguousarray(of_b.transpose(1, 0, 2)).reshape(layer.outputs, -1)
         return left, of_a.reshape(-1, layer.inputs)

@@ -1,5 +1,7 @@
 """Opening the history's database: SQLite or PostgreSQL by URL, upgraded by Alembic."""
 
+import sqlite3
+import time
 from pathlib import Path
 
 from alembic import command
@@ -8,14 +10,18 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from shared.errors import InputError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_WRITES_TABLES = "writes_tables"
+_WRITES = "writes"
+
+PATIENCE = 60.0
+"""Seconds for which a process waits for another one that is writing the same SQLite file."""
+_LOOK_SECONDS = 0.05
 
 
 def open_database(url: str) -> Engine:
@@ -35,6 +41,11 @@ def open_database(url: str) -> Engine:
         ) from None
     _upgrade(engine)
     return engine
+
+
+def for_writing(engine: Engine) -> Engine:
+    """Return the same engine for transactions that write."""
+    return engine.execution_options(**{_WRITES: True})
 
 
 def shown(url: str) -> str:
@@ -63,20 +74,37 @@ def _set_pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> N
     connection.isolation_level = None
     cursor = connection.cursor()
     # FULL waits for the disk at every commit: a committed round survives a power cut.
-    for pragma in (
-        "busy_timeout=10000",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
+    for pragma in (f"busy_timeout={round(1000 * PATIENCE)}", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _write_ahead(cursor)
     cursor.close()
 
 
+def _write_ahead(cursor: DBAPICursor) -> None:
+    """Let readers and a writer not wait for each other; needs the file for itself, once.
+
+    SQLite does not wait for that by itself, whatever its timeout is.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
+
+
 def _begin(connection: Connection) -> None:
-    """Begin a transaction that holds for changes of the tables too."""
-    immediate = connection.get_execution_options().get(_WRITES_TABLES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    """Begin a transaction that holds for changes of the tables too.
+
+    One that reads first and then writes would fail at once if another process has written in
+    between; so a writer says from the start that it is one, and waits for its turn.
+    """
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _upgrade(engine: Engine) -> None:
@@ -88,8 +116,7 @@ def _upgrade(engine: Engine) -> None:
         if MigrationContext.configure(connection).get_current_revision() == head:
             return
     # Another process may be at it: wait for it, then look again.
-    writing = engine.execution_options(**{_WRITES_TABLES: True})
-    with writing.begin() as connection:
+    with for_writing(engine).begin() as connection:
         if MigrationContext.configure(connection).get_current_revision() == head:
             return
         config.attributes["connection"] = connection

@@ -11,7 +11,7 @@ from sqlalchemy import Select, func, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, selectinload
 
-from server.history.database import open_database, shown
+from server.history.database import PATIENCE, for_writing, open_database, shown
 from server.history.rows import (
     lost_sites,
     metric_rows,
@@ -83,7 +83,7 @@ class RunHistory:
         Raises:
             RunDirectoryError: If the history holds another run of that name.
         """
-        with self._transaction() as session:
+        with self._writing() as session:
             row = session.scalar(_named(name))
             if row is None:
                 session.add(
@@ -109,12 +109,12 @@ class RunHistory:
 
     def knows(self, name: str) -> bool:
         """Return whether there is a run of that name."""
-        with self._transaction() as session:
+        with self._reading() as session:
             return session.scalar(_named(name)) is not None
 
     def open_round(self, run: str, round_number: int) -> int:
         """Record that a round begins and return the number of this attempt, from 1."""
-        with self._transaction() as session:
+        with self._writing() as session:
             run_id = _run(session, run).id
             last = session.scalar(
                 select(func.max(RoundRow.attempt)).where(
@@ -139,7 +139,7 @@ class RunHistory:
         Raises:
             StorageError: If it cannot be written, or a contribution was recorded before.
         """
-        with self._transaction() as session:
+        with self._writing() as session:
             run_id = _run(session, run).id
             row = session.scalar(_attempt(run_id, record.round, record.attempt))
             if row is None:
@@ -155,6 +155,9 @@ class RunHistory:
             row.asked, row.contributors = record.asked, record.contributors
             row.relative_error, row.resumed = record.relative_error, record.resumed
             row.adapter_sha256, row.manifest_sha256 = record.adapter_sha256, record.manifest_sha256
+            if record.proxy is not None:
+                row.proxy_accepted = record.proxy.accepted
+                row.proxy_before, row.proxy_after = record.proxy.before, record.proxy.after
             session.flush()
             _add_participations(session, row, record.contributions)
             session.add(
@@ -176,7 +179,7 @@ class RunHistory:
         contributions: Sequence[Contribution],
     ) -> None:
         """Record that an attempt at a round came to nothing, and why."""
-        with self._transaction() as session:
+        with self._writing() as session:
             row = session.scalar(_attempt(_run(session, run).id, round_number, attempt))
             if row is None:
                 return
@@ -185,7 +188,7 @@ class RunHistory:
 
     def withdraw_round(self, run: str, round_number: int, reason: str) -> None:
         """Take back a committed round whose checkpoint is damaged; it will be done again."""
-        with self._transaction() as session:
+        with self._writing() as session:
             run_id = _run(session, run).id
             rows = session.scalars(_committed(run_id).where(RoundRow.round == round_number))
             for row in rows:
@@ -200,7 +203,7 @@ class RunHistory:
         Returns:
             The status that was recorded.
         """
-        with self._transaction() as session:
+        with self._writing() as session:
             row = _run(session, run)
             lost = lost_sites(session, row.id)
             if status == "finished" and lost:
@@ -215,7 +218,7 @@ class RunHistory:
 
     def committed_rounds(self, run: str) -> list[RoundRecord]:
         """Return all committed rounds in order."""
-        with self._transaction() as session:
+        with self._reading() as session:
             run_id = _run(session, run).id
             metrics: dict[tuple[int, int, str], dict[str, float]] = {}
             for metric in session.scalars(select(MetricRow).where(MetricRow.run_id == run_id)):
@@ -226,7 +229,7 @@ class RunHistory:
 
     def runs(self) -> list[RunSummary]:
         """Return all runs, the latest first."""
-        with self._transaction() as session:
+        with self._reading() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.started.desc(), RunRow.id.desc()))
             return [summary_of(session, row) for row in rows]
 
@@ -236,19 +239,19 @@ class RunHistory:
         Raises:
             InputError: If there is none of that name.
         """
-        with self._transaction() as session:
+        with self._reading() as session:
             return summary_of(session, _run(session, name))
 
     def audit(
         self, run: str, action: str, round_number: int | None = None, detail: str = ""
     ) -> None:
         """Record something that changed the course of a run."""
-        with self._transaction() as session:
+        with self._writing() as session:
             session.add(_audit(_run(session, run).id, action, round_number, detail))
 
     def audit_trail(self, run: str) -> list[AuditEntry]:
         """Return what changed the course of a run, in order."""
-        with self._transaction() as session:
+        with self._reading() as session:
             rows = session.scalars(
                 select(AuditRow)
                 .where(AuditRow.run_id == _run(session, run).id)
@@ -257,8 +260,14 @@ class RunHistory:
             return [AuditEntry(row.at, row.action, row.round, row.detail) for row in rows]
 
     @contextmanager
-    def _transaction(self) -> Iterator[Session]:
+    def _reading(self) -> Iterator[Session]:
         with self._failures("cannot be used"), Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        engine = for_writing(self._engine)
+        with self._failures("cannot be used"), Session(engine) as session, session.begin():
             yield session
 
     @contextmanager
@@ -285,6 +294,12 @@ class RunHistory:
             if "readonly" in str(cause):
                 raise InputError(
                     f"run history {self.shown}: may not be written; choose another --out"
+                ) from error
+            if "locked" in str(cause):
+                raise StorageError(
+                    f"run history {self.shown}: another process has been writing it for "
+                    f"{PATIENCE:g} seconds; what was committed is intact; end that process, or "
+                    "choose another --out, and resume the run"
                 ) from error
             raise StorageError(
                 f"run history {self.shown}: {what} ({cause}); what was committed is "

@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session
 from server.history.tables import ParticipationRow, RoundRow, RunRow
 from server.records import SURPLUS, Contribution, RoundRecord, RunStatus, RunSummary
 from shared.adapter import TOWERS, Tower
-from shared.results import Kind, ParticipationState
+from shared.results import Kind, ParticipationState, ProxyStep
 
 Metrics = Mapping[tuple[int, int, str], Mapping[str, float]]
 """Numbers by (round, attempt, site) and name."""
 
 _LOST: tuple[ParticipationState, ...] = ("missing", "refused")
-_GRADIENT_NORM = "gradient_norm_"
+_GRADIENT_NORM, _DISCREPANCY = "gradient_norm_", "discrepancy_"
 
 
 def bucket(count: int) -> int:
@@ -57,8 +57,11 @@ def metric_rows(
 ) -> Iterator[dict[str, object]]:
     """Yield the columns of ``MetricRow`` for every number that a site released in an attempt."""
     for each in contributions:
-        numbers = {"loss": each.loss, "validation_loss": each.validation_loss} | {
-            _GRADIENT_NORM + tower: norm for tower, norm in each.gradient_norms.items()
+        numbers = {
+            "loss": each.loss,
+            "validation_loss": each.validation_loss,
+            **{_GRADIENT_NORM + tower: norm for tower, norm in each.gradient_norms.items()},
+            **{_DISCREPANCY + tower: ratio for tower, ratio in each.discrepancy.items()},
         }
         for name, value in numbers.items():
             if value is not None:
@@ -74,11 +77,6 @@ def metric_rows(
 
 def contribution_of(row: ParticipationRow, numbers: Mapping[str, float]) -> Contribution:
     """Return what a participation's row and its metrics say."""
-    norms: dict[Tower, float] = {
-        tower: numbers[_GRADIENT_NORM + tower]
-        for tower in TOWERS
-        if _GRADIENT_NORM + tower in numbers
-    }
     return Contribution(
         site=row.site,
         state=cast(ParticipationState, row.state),
@@ -93,9 +91,14 @@ def contribution_of(row: ParticipationRow, numbers: Mapping[str, float]) -> Cont
         loss=numbers.get("loss"),
         validation_loss=numbers.get("validation_loss"),
         clipped=row.clipped,
-        gradient_norms=norms,
+        gradient_norms=_by_tower(numbers, _GRADIENT_NORM),
+        discrepancy=_by_tower(numbers, _DISCREPANCY),
         peak_memory_bytes=row.peak_memory_bytes,
     )
+
+
+def _by_tower(numbers: Mapping[str, float], name: str) -> dict[Tower, float]:
+    return {tower: numbers[name + tower] for tower in TOWERS if name + tower in numbers}
 
 
 def record_of(row: RoundRow, metrics: Metrics) -> RoundRecord:
@@ -115,7 +118,15 @@ def record_of(row: RoundRow, metrics: Metrics) -> RoundRecord:
             for each in row.participations
         ],
         resumed=row.resumed,
+        proxy=_proxy_of(row),
     )
+
+
+def _proxy_of(row: RoundRow) -> ProxyStep | None:
+    if row.proxy_before is None:
+        return None
+    accepted = bool(row.proxy_accepted)
+    return ProxyStep(before=row.proxy_before, after=row.proxy_after, accepted=accepted)
 
 
 def summary_of(session: Session, row: RunRow) -> RunSummary:

@@ -94,6 +94,10 @@ class RoundRow(Table):
     reason: Mapped[str | None] = mapped_column(Text)
     adapter_sha256: Mapped[str | None] = mapped_column(String(64))
     manifest_sha256: Mapped[str | None] = mapped_column(String(64))
+    proxy_accepted: Mapped[bool | None]
+    """Of distillation at the server; nothing in rounds without it."""
+    proxy_before: Mapped[float | None]
+    proxy_after: Mapped[float | None]
     participations: Mapped[list["ParticipationRow"]] = relationship(
         order_by="ParticipationRow.site", cascade="all, delete-orphan"
     )

@@ -200,7 +200,7 @@ def choose_device(device: str) -> torch.device:
         if not torch.cuda.is_available():
             raise BaseModelError("device = 'cuda': no CUDA device here; use 'auto' or 'cpu'")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # inductor is told where it is used
     return torch.device(device)
 
 

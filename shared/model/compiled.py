@@ -32,6 +32,11 @@ def compile_between_products(model: Any, device: torch.device) -> None:  # noqa:
     Raises:
         ConfigError: If this machine has not what compiling needs.
     """
+    # Tell inductor too, which is slow to load, what torch has been told of repeatability.
+    torch.use_deterministic_algorithms(
+        torch.are_deterministic_algorithms_enabled(),
+        warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     _try_out(device)
     norm = cast("Callable[..., Tensor]", torch.compile(_norm, dynamic=True))
     activations: dict[str, Callable[[Tensor], Tensor]] = {}

@@ -1,7 +1,6 @@
 """The dual encoder: a frozen CLIP-family base with a shared and a personal adapter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -11,18 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.adapter import (
-    TOWERS,
-    Adapter,
-    AdapterLayout,
-    Array,
-    Tower,
-    check_compatible,
-    factor_name,
-    pairs,
-)
+from shared.adapter import TOWERS, AdapterLayout, Array, Tower, factor_name
 from shared.config import LoraConfig, ModelConfig
-from shared.errors import AdapterMismatchError, BaseModelError, ConfigError
+from shared.errors import BaseModelError, ConfigError
 from shared.model import clip_forward
 from shared.model.base import (
     Family,
@@ -36,22 +26,8 @@ from shared.model.compiled import compile_between_products
 from shared.model.lora import AdaptedLinear, LowRank, Rows, inject
 from shared.model.pixels import PixelPipeline
 from shared.model.stack import AdapterStack
+from shared.model.texts import TextPipeline, Tokens
 from shared.model.view import AdapterView
-
-_LENGTHS = 8
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Texts as the text tower takes them.
-
-    Attributes:
-        ids: (b, t) int64, padded on the right.
-        mask: (b, t) int64, 1 where there is a token.
-    """
-
-    ids: Tensor
-    mask: Tensor
 
 
 class DualEncoder:
@@ -88,7 +64,7 @@ class DualEncoder:
         self.layout: AdapterLayout
         self._family: Family
         self._pixels: PixelPipeline
-        self._tokenizer: Any
+        self._texts: TextPipeline
         self.max_tokens = 0
         self.picture_size = (0, 0)
         self.lean = clip_forward.applies_to(model)
@@ -131,9 +107,13 @@ class DualEncoder:
         encoder.base_sha256, encoder._family = digest, family
         encoder.picture_size = _picture_size(encoder.model.config.vision_config)
         encoder._pixels = PixelPipeline(folder, encoder.picture_size)
-        encoder._tokenizer, encoder.max_tokens = _load_tokenizer(
-            folder, encoder.model.config.text_config, config.max_tokens
+        encoder._texts = TextPipeline(
+            folder,
+            encoder.model.config.text_config,
+            config.max_tokens,
+            fixed_length=family.fixed_length,
         )
+        encoder.max_tokens = encoder._texts.max_tokens
         encoder.device, encoder.precision = where, choose_precision(config.precision, where)
         model.to(where, encoder.precision)
         if encoder.lean:
@@ -165,32 +145,11 @@ class DualEncoder:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of every text, cut to ``max_tokens``, not padded."""
-        if not texts:
-            return []
-        encoded = self._tokenizer(
-            list(texts), truncation=True, max_length=self.max_tokens, padding=False
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return self._texts.token_ids(texts)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> Tokens:
-        """Pad token ids on the right: to the longest given, or as the family demands.
-
-        In bfloat16 to the next multiple of eight: kernels are made anew for every other length.
-        """
-        longest = max((len(row) for row in ids), default=1)
-        width = self.max_tokens
-        if not self._family.fixed_length:
-            step = _LENGTHS if self.precision == torch.bfloat16 else 1
-            width = min(width, -(-longest // step) * step)
-        padded = np.full((len(ids), width), self._tokenizer.pad_token_id or 0, dtype=np.int64)
-        mask = np.zeros_like(padded)
-        for row, tokens in enumerate(ids):
-            padded[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        return Tokens(
-            torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device)
-        )
+        """Pad token ids on the right: to the longest given, or as family and precision demand."""
+        return self._texts.pad(ids, self.device, self.precision)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of some texts, padded to the longest of them."""
@@ -333,7 +292,7 @@ class DualEncoder:
 
     def save_preprocessing(self, folder: Path) -> None:
         """Write tokenizer and image processor into a checkpoint's folder."""
-        self._tokenizer.save_pretrained(folder)
+        self._texts.tokenizer.save_pretrained(folder)
         self._pixels.processor.save_pretrained(folder)
 
     def _stack_up(self, stack: AdapterStack | None, scales: Mapping[Tower, float | Tensor]) -> None:
@@ -349,7 +308,7 @@ class DualEncoder:
     def _merge(self, view: AdapterView) -> None:
         if self._merged is not None and self._merged.same_as(view):
             return
-        terms = self._terms(view)
+        terms = view.products(self.layout)
         self._merged = None  # a failure below must not leave half of a view behind
         # Scoring runs in inference mode, whose tensors training could not use afterwards.
         with torch.inference_mode(mode=False), torch.no_grad():
@@ -367,30 +326,6 @@ class DualEncoder:
                 layer.in_use = weight.to(layer.frozen.weight.dtype)
         self._merged = view
 
-    def _terms(self, view: AdapterView) -> dict[str, list[tuple[Array, Array, float]]]:
-        """Return (B, A, scale) of every product that the view adds, by module."""
-        sources: list[tuple[Adapter, Mapping[Tower, float]]] = []
-        scaling: dict[Tower, float] = dict.fromkeys(TOWERS, self.layout.scaling)
-        if view.shared is not None:
-            if view.shared.factors:
-                check_compatible(self.layout, view.shared.factors, self.layout.names())
-            # The residual first and from the frozen weight anew, so that a site that joins
-            # late gets the same bits as one that was there from the start.
-            sources += [(view.shared.residual, scaling), (view.shared.factors, scaling)]
-        if view.personal is not None:
-            mixed = {t: self.layout.scaling * view.alpha.get(t, 0.0) for t in TOWERS}
-            sources.append((view.personal, mixed))
-        shapes = {shape.module: shape for shape in self.layout.layers}
-        terms: dict[str, list[tuple[Array, Array, float]]] = {}
-        for adapter, scales in sources:
-            for module, b, a in pairs(adapter):
-                shape = shapes.get(module)
-                if shape is None or (b.shape[0], a.shape[1]) != (shape.outputs, shape.inputs):
-                    raise AdapterMismatchError(f"{module}: an adapter does not fit the base")
-                if scales[shape.tower]:
-                    terms.setdefault(module, []).append((b, a, scales[shape.tower]))
-        return terms
-
 
 def _on(array: Array, device: torch.device) -> Tensor:
     return torch.tensor(array).to(device)
@@ -407,29 +342,3 @@ def _normalised(features: Tensor, order: Tensor | None) -> Tensor:
 def _picture_size(vision_config: Any) -> tuple[int, int]:  # noqa: ANN401 - transformers' config
     size = vision_config.image_size
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _load_tokenizer(
-    folder: Path,
-    text_config: Any,  # noqa: ANN401 - transformers' config
-    max_tokens: int | None,
-) -> tuple[Any, int]:
-    """Return the checkpoint's tokenizer and the longest text that its tower takes."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - takes a second
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise BaseModelError(
-            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}); expected "
-            "tokenizer.json, or the vocabulary files that its tokenizer_config.json names"
-        ) from None
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    limit = int(min(text_config.max_position_embeddings, tokenizer.model_max_length))
-    if max_tokens is not None and max_tokens > limit:
-        raise BaseModelError(
-            f"model.max_tokens = {max_tokens}: this base takes texts of up to {limit} tokens"
-        )
-    return tokenizer, max_tokens or limit

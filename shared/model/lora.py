@@ -264,7 +264,8 @@ def inject(
         The layout, and the adapted layers by module path in the layout's order.
 
     Raises:
-        ConfigError: A target that is not in the base, or a scaling that is not finite.
+        ConfigError: A target that is not in the base, a rank larger than a layer, or a scaling
+            that is not finite.
     """
     if not math.isfinite(config.scaling):
         raise ConfigError(f"lora.alpha = {config.alpha}: expected a finite number")
@@ -278,4 +279,10 @@ def inject(
         LayerShape(path, tower_of_module(path), *layer.frozen.weight.shape)
         for path, layer in adapted.items()
     )
-    return AdapterLayout(shapes, config.rank, config.scaling), adapted
+    layout = AdapterLayout(shapes, config.rank, config.scaling)
+    if config.rank > layout.largest_rank:
+        raise ConfigError(
+            f"lora.rank = {config.rank} is larger than the smallest adapted layer of this base; "
+            f"expected at most {layout.largest_rank}"
+        )
+    return layout, adapted

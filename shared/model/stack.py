@@ -86,18 +86,20 @@ class AdapterStack:
         return self._views[name]
 
     def put(self, row: int, adapter: Adapter) -> None:
-        """Copy an adapter into a row; factors that it does not have stay zero.
+        """Copy an adapter into a row; factors that it does not have are zero.
 
         Raises:
             AdapterMismatchError: If a factor does not fit.
         """
+        flat = np.zeros(self.values.shape[1], dtype=np.float32)
         for name, array in adapter.items():
             factor = self.factors.get(name)
             if factor is None or factor.shape != array.shape:
                 raise AdapterMismatchError(
                     f"{name}: does not fit the base's adapters of rank {self.rank}"
                 )
-            self.values[row, factor.start : factor.stop].copy_(_flat(array))
+            flat[factor.start : factor.stop] = array.reshape(-1)
+        self.values[row].copy_(torch.from_numpy(flat))
 
     def read(
         self,
@@ -128,6 +130,21 @@ class AdapterStack:
                     found.append((f.tower, slice(f.start, f.stop)))
         return found
 
+    def beyond(self, ranks: Sequence[int]) -> Tensor | None:
+        """Return which numbers lie beyond each row's own rank, (K, p); ``None`` if none does.
+
+        Args:
+            ranks: Per row; its first columns of B and rows of A are within.
+        """
+        if all(rank >= self.rank for rank in ranks):
+            return None
+        mask = torch.zeros(self.values.shape, dtype=torch.bool)
+        for f in self.factors.values():
+            part = self._view(mask, f)
+            for row, rank in enumerate(ranks):
+                (part[row, rank:] if f.factor == "A" else part[row, :, rank:]).fill_(True)
+        return mask.to(self.values.device)
+
     def train(self, factors: Sequence[Factor]) -> None:
         """Let gradients of these kinds of factors flow into ``gradients``; of others none."""
         self.gradients = torch.zeros_like(self.values) if factors else self.gradients[:0]
@@ -150,7 +167,3 @@ def stack_of(
     for row, adapter in enumerate(adapters):
         stack.put(row, adapter)
     return stack
-
-
-def _flat(array: Array) -> Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.float32).reshape(-1))

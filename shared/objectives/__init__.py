@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from shared.objectives.anchor import anchor
+from shared.objectives.crd import crd
 from shared.objectives.infonce import infonce
 from shared.objectives.matching import matching
 from shared.objectives.prompts import prompt_loss
@@ -16,4 +17,5 @@ OBJECTIVES: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
     "matching": matching,  # images and texts of different records, with labels
     "relational": relational,  # one of the two, without labels
     "anchor": anchor,  # whatever has no counterpart; and duet's distillation
+    "crd": crd,  # distillation of pairs
 }

@@ -112,7 +112,12 @@ def rounds_axis(labels: Mapping[float, str], bars: Mapping[float, str]) -> Marku
 
 
 def curve(points: Mapping[int, float], last: int, scale: Scale, name: str) -> str:
-    """Return a line over rounds 0 to ``last``, with a gap where a round is missing.
+    """Return a line over rounds 0 to ``last`` with a name, for ``<use>``."""
+    return f'<path id="{name}" d="{_path(points, last, scale)}" class="curve"/>'
+
+
+def _path(points: Mapping[int, float], last: int, scale: Scale) -> str:
+    """Return what to draw over rounds 0 to ``last``, with a gap where a round is missing.
 
     A point with no neighbour would be invisible as a line, so it gets a stroke of no length,
     which round caps turn into a dot.
@@ -126,7 +131,7 @@ def curve(points: Mapping[int, float], last: int, scale: Scale, name: str) -> st
         d += f"{'L' if before == r - 1 else 'M'}{x:.0f} {y:.0f}"
         d += "" if r in neighbours else "h0"
         before = r
-    return f'<path id="{name}" d="{d}" class="curve"/>'
+    return d
 
 
 def curves(paths: Iterable[str], group: str) -> Markup:
@@ -139,22 +144,54 @@ def curves(paths: Iterable[str], group: str) -> Markup:
 
 def course(name: str, group: str, scale: Scale, last: int, gaps: Iterable[int]) -> Markup:
     """Return one panel: this site in colour over all sites in grey, crosses at missed rounds."""
-    out = ""
-    for tick in scale.ticks:
-        y = percent(100 - 100 * scale.share(tick))
-        out += f'<line x1="0" x2="100%" y1="{y}" y2="{y}" class="grid"/>'
-        out += text("-6", y, scale.label(tick), "end", ' dy="4"')
+    out = _over_rounds(scale, last)
     for r in gaps:
         out += point(percent(100 * r / max(last, 1)), '<use href="#cell-missing"/>', "94%")
+    uses = f'<use href="#{group}" class="s-ghost"/><use href="#{name}" class="s-shared"/>'
+    return plot(out + _stretched(uses))
+
+
+def lines(
+    curves: Sequence[tuple[Mapping[int, float], str]],
+    scale: Scale,
+    last: int,
+    level: float | None = None,
+) -> Markup:
+    """Return lines over rounds 0 to ``last``, later ones above earlier ones.
+
+    Args:
+        curves: Values by round, and the class of the line.
+        scale: The axis.
+        last: The last round.
+        level: A tick whose line is dashed.
+    """
+    paths = ""
+    for points, cls in curves:
+        paths += f'<path d="{_path(points, last, scale)}" class="curve {cls}"/>'
+        alone = {r: v for r, v in points.items() if not {r - 1, r + 1} & points.keys()}
+        paths += f'<path d="{_path(alone, last, scale)}" class="curve {cls} dot"/>' if alone else ""
+    return plot(_over_rounds(scale, last, level) + _stretched(paths))
+
+
+def _over_rounds(scale: Scale, last: int, level: float | None = None) -> str:
+    """Return the axis at the left, and the first, middle and last round below."""
+    out = ""
+    for tick in scale.ticks:
+        y, cls = percent(100 - 100 * scale.share(tick)), "zero" if tick == level else "grid"
+        out += f'<line x1="0" x2="100%" y1="{y}" y2="{y}" class="{cls}"/>'
+        out += text("-6", y, scale.label(tick), "end", ' dy="4"')
     for r in sorted({0, last // 2, last} if last > 3 else {0, last}):
         anchor = "start" if r == 0 else "end" if r == last else "middle"
         out += text(percent(100 * r / max(last, 1)), "100%", str(r), anchor, ' dy="16"')
-    out += (
+    return out
+
+
+def _stretched(curves: str) -> str:
+    """Return curves drawn in thousandths of their box, whatever its shape."""
+    return (
         '<svg width="100%" height="100%" viewBox="0 0 1000 1000" preserveAspectRatio="none" '
-        f'class="o"><use href="#{group}" class="s-ghost"/><use href="#{name}" class="s-shared"/>'
-        "</svg>"
+        f'class="o">{curves}</svg>'
     )
-    return plot(out)
 
 
 def calibration(bins: Sequence[tuple[float, Interval, int]], hollow_under: int) -> Markup:

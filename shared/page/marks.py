@@ -50,6 +50,20 @@ class Scale:
         return number(value, self.places, signed=self.signed)
 
 
+@dataclass(frozen=True)
+class LogScale(Scale):
+    """A logarithmic axis; both ends and what is asked for lie above 0."""
+
+    def share(self, value: float) -> float:
+        """Return where ``value`` lies, 0 to 1; beyond the ends it stays at the end."""
+        inside = min(max(value, self.low), self.high)
+        return math.log(inside / self.low) / math.log(self.high / self.low)
+
+    def label(self, value: float) -> str:
+        """Return the label of a tick."""
+        return f"{value:g}"
+
+
 def percent(value: float) -> str:
     """Return ``value`` as a percentage with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".") + "%"
@@ -85,6 +99,25 @@ def nice_scale(
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = tuple(round(k * step, places + 2) for k in range(first, last + 1))
     return Scale(start, end, ticks, places, signed)
+
+
+def log_scale(low: float, high: float, *, most: int = 4) -> LogScale:
+    """Return a logarithmic axis that covers ``low`` to ``high``, and at least a factor of 2.
+
+    Args:
+        low: Least value to show, above 0.
+        high: Greatest value to show.
+        most: At most this many ticks, as far as powers of ten allow.
+    """
+    low, high = min(low, high / 2**0.5) / 1.1, max(high, low * 2**0.5) * 1.1
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: tuple[float, ...] = ()
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        every = (float(f"{digit}e{power}") for power in powers for digit in digits)
+        ticks = tuple(tick for tick in every if low <= tick <= high)
+        if len(ticks) <= most:
+            break
+    return LogScale(low, high, ticks)
 
 
 def point(x: str, body: str, y: str = "50%") -> str:
@@ -136,6 +169,11 @@ def _key(body: str) -> Markup:
 def series_key(series: str) -> Markup:
     """Return the mark of a series for a key."""
     return _key(SHAPES[series])
+
+
+def line_key(cls: str) -> Markup:
+    """Return a piece of a line for a key."""
+    return _key(f'<path d="M-8 0H8" class="curve {cls}"/>')
 
 
 def cell_key(state: str) -> Markup:

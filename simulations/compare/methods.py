@@ -14,6 +14,9 @@ from shared.errors import ConfigError
 SHARED_ONLY = "none"
 """Personalization of a method that names none: the shared adapter as it is."""
 
+_IMPLIED = {"fedsa": "own-factor", "creamfl": "own-factor"}
+"""Personalization of a method that names none, where the rule has no shared model."""
+
 MEAN = "mean"
 """How changes are combined if a method does not say."""
 
@@ -36,11 +39,16 @@ class Method:
     combine: str = MEAN
 
     @property
+    def implied(self) -> str:
+        """The personalization of a method that names none."""
+        return _IMPLIED.get(self.rule, SHARED_ONLY)
+
+    @property
     def name(self) -> str:
         """The method as it is written on the command line."""
         parts = [self.rule]
         parts += [self.combine] if self.combine != MEAN else []
-        parts += [self.personalization] if self.personalization != SHARED_ONLY else []
+        parts += [self.personalization] if self.personalization != self.implied else []
         return "+".join(parts)
 
     @property
@@ -94,7 +102,7 @@ def parse_method(name: str) -> Method:
                 "a rule with at most one way to combine and one personalization"
             )
         found[kind] = part
-    return Method(rule, **found)
+    return Method(rule, **{"personalization": _IMPLIED.get(rule, SHARED_ONLY), **found})
 
 
 def _unknown(name: str, what: str, given: str, valid: list[str]) -> ConfigError:

@@ -46,11 +46,15 @@ class Rate(_Frozen):
         rate: The learning rate.
         base_loss: Mean over sites of the base's validation loss, in nats.
         loss: The same after training; ``None`` if it was not finite.
+        base_level: Mean over sites of the base's main metric on the records of the choice.
+        level: The same of the model in use; ``None`` if it could not be measured.
     """
 
     rate: float
     base_loss: float | None
     loss: float | None
+    base_level: float | None = None
+    level: float | None = None
 
 
 class Row(_Frozen):

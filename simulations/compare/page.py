@@ -16,7 +16,7 @@ from shared.page.numbers import moment, number, plural, true_minus
 from shared.results import Estimate
 from simulations.compare.model import MEASURES, Cell, Measure, MethodComparison, Row
 from simulations.compare.text import made_by
-from simulations.compare.words import DASH, heading, row_name, shown, shown_difference
+from simulations.compare.words import DASH, chosen_by, heading, row_name, shown, shown_difference
 
 CONTENTS = (
     ("answer", "The answer"),
@@ -76,6 +76,7 @@ def render(comparison: MethodComparison) -> str:
             names=["Method", "Rate", *(_title(measure, comparison) for measure in MEASURES)],
             numbers=[_table_row(row) for row in comparison.rows],
             differences=[_difference_row(row, comparison) for row in comparison.rows],
+            chosen_by=chosen_by(comparison),
             rates=[_rates(row) for row in comparison.rows if row.tried],
             notes=[(row_name(row.name), note) for row in comparison.rows for note in row.notes],
             record=_record(comparison),
@@ -185,13 +186,25 @@ def _difference_row(row: Row, comparison: MethodComparison) -> tuple[str, str, s
 
 
 def _rates(row: Row) -> tuple[str, str, list[tuple[str, bool]]]:
-    """Return name, the base's loss, and every rate's loss with whether the rate was chosen."""
-    losses = [
-        ("not finite" if each.loss is None else number(each.loss), each.rate == row.rate)
+    """Return name, the base's number, and every rate's with whether the rate was chosen.
+
+    Numbers are of the main metric, or losses where it could not be measured.
+    """
+    measured = all(each.level is not None for each in row.tried if each.loss is not None)
+    found = [
+        (
+            each.rate,
+            each.level if measured else each.loss,
+            each.base_level if measured else each.base_loss,
+        )
         for each in row.tried
     ]
-    base = next((each.base_loss for each in row.tried if each.base_loss is not None), None)
-    return row_name(row.name), DASH if base is None else number(base), losses
+    said = [
+        ("not finite" if value is None else number(value), rate == row.rate)
+        for rate, value, _ in found
+    ]
+    base = next((untouched for _, _, untouched in found if untouched is not None), None)
+    return row_name(row.name), DASH if base is None else number(base), said
 
 
 def _record(comparison: MethodComparison) -> list[tuple[str, str]]:

@@ -160,6 +160,11 @@ def make_plan(
         raise ConfigError(f"--seeds {seeds}: expected 1 to {TUNING_OFFSET}; 3 give an interval")
     tree = read_toml(path, "job file")
     job = parse_job(tree, str(path), overrides)
+    if job.model.bases:
+        raise ConfigError(
+            f"{path}: model.bases gives sites bases of their own, and a comparison scores every "
+            "model at every site, which takes one base; leave bases out"
+        )
     grid = rates or [job.train.learning_rate * factor for factor in DEFAULT_FACTORS]
     plan = Plan(
         path=path,

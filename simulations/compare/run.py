@@ -22,6 +22,7 @@ from shared.errors import (
     RunDirectoryError,
 )
 from shared.files import storage_errors, write_atomic
+from shared.metrics import METRICS
 from shared.results import Results
 from simulations.baselines import run_baselines
 from simulations.compare.choice import Choice, Tried, choose
@@ -210,4 +211,10 @@ def _choice(plan: Plan, name: str, tried: Mapping[Key, Scores]) -> Choice:
     bases = (scores.base_loss for scores in tried.values() if scores.base_loss is not None)
     base = next(bases, None)
     found = [(rate, tried[name, rate, plan.tuning_seed]) for rate in plan.rates]
-    return choose([Tried(rate, scores.base_loss or base, scores.loss) for rate, scores in found])
+    return choose(
+        [
+            Tried(rate, scores.base_loss or base, scores.loss, scores.base_level, scores.level)
+            for rate, scores in found
+        ],
+        lower_is_better=METRICS[plan.job.evaluate.main].direction == "lower",
+    )

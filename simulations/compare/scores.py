@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,9 @@ class Scores(BaseModel):
         reason: Why there are no numbers, or fewer than there should be.
         base_loss: Mean over sites of the base's validation loss, in nats.
         loss: The same of the trained adapter (shared, local or centralised).
+        base_level: On the tuning seed, mean over sites of the base's main metric on records that
+            a rate may be chosen by (``for_choice``).
+        level: The same of the model in use.
         base: ``base[site][metric]``, the untouched encoder on the site's test split.
         own: ``own[site][metric]``, the model in use on the site's own test split.
         others: Mean of the main metric of a site's model in use over all other sites' test
@@ -60,6 +64,8 @@ class Scores(BaseModel):
     reason: str | None = None
     base_loss: float | None = None
     loss: float | None = None
+    base_level: float | None = None
+    level: float | None = None
     base: dict[str, dict[Metric, float]] = {}
     own: dict[str, dict[Metric, float]] = {}
     others: dict[str, float] = {}
@@ -92,20 +98,20 @@ def save_scores(task: Task, scores: Scores) -> Scores:
 def score_federation(task: Task, results: Results, encoder: DualEncoder) -> Scores:
     """Return the scores of a finished run of a method."""
     before, after = _course(results)
-    others: dict[str, float] = {}
-    if not task.tuning:
-        settings = {site.name: site for site in _settings(task)}
-        data = {name: load_records(site, encoder) for name, site in settings.items()}
-        views = views_in_use(task, results, settings)
-        others = on_others(encoder, data, views, task.job)
+    settings = {site.name: site for site in _settings(task)}
+    data = {name: load_records(site, encoder) for name, site in settings.items()}
+    views = views_in_use(task, results, settings)
+    untouched = dict.fromkeys(data, AdapterView())
     return Scores(
         job_sha256=task.job.digest(),
         reason=results.reason,
         base_loss=before,
         loss=after,
+        base_level=_level_for_choice(task, encoder, data, untouched),
+        level=_level_for_choice(task, encoder, data, views),
         base={n: _values(s.metrics.get("base", {})) for n, s in results.sites.items()},
         own={n: _in_use(s.metrics) for n, s in results.sites.items()},
-        others=others,
+        others={} if task.tuning else on_others(encoder, data, views, task.job),
         relative_error=results.aggregation.relative_error,
         bytes_up=results.bytes_up,
         bytes_down=results.bytes_down,
@@ -123,43 +129,73 @@ def score_reference(task: Task, encoder: DualEncoder, started: float) -> Scores:
     loaded = {path: load_adapter(path) for path in set(paths.values()) if path.exists()}
     views = {n: AdapterView(loaded[path]) for n, path in paths.items() if path in loaded}
     missing = sorted(set(paths) - set(views))
-    base, own, losses = _reference_levels(task, encoder, data, views)
-    before, after = (mean(pair[side] for pair in losses) for side in (0, 1))
+    before, after = _losses(task, encoder, data, views)
+    untouched = dict.fromkeys(views, AdapterView())
     return Scores(
         job_sha256=task.job.digest(),
         reason=f"no adapter for {', '.join(missing)}" if missing else None,
         base_loss=before,
         loss=after,
-        base=base,
-        own=own,
+        base_level=_level_for_choice(task, encoder, data, untouched),
+        level=_level_for_choice(task, encoder, data, views),
+        base={} if task.tuning else _on_own(task, encoder, data, untouched),
+        own={} if task.tuning else _on_own(task, encoder, data, views),
         others={} if task.tuning else on_others(encoder, data, views, task.job),
         seconds=round(seconds, 1),
     )
 
 
-_Levels = dict[str, dict[Metric, float]]
+def for_choice(data: SiteData, job: JobConfig) -> SiteData:
+    """Return a site as it is scored to choose a rate: what is scored is its test split.
+
+    Records of the tuning seed are drawn for it alone if they are synthetic, so that its test
+    splits are no records that are compared. Other records are the same for all seeds: there only
+    the validation split may be looked at.
+    """
+    if job.data.folder is None:
+        return data
+    return replace(data, splits={**data.splits, "test": data.splits["val"]})
 
 
-def _reference_levels(
+def _level_for_choice(
     task: Task,
     encoder: DualEncoder,
     data: Mapping[str, SiteData],
     views: Mapping[str, AdapterView],
-) -> tuple[_Levels, _Levels, list[tuple[float, float]]]:
-    """Return base and own test metrics by site, and (base, trained) validation losses."""
-    base: _Levels = {}
-    own: _Levels = {}
+) -> float | None:
+    if not task.tuning:
+        return None
+    main = task.job.evaluate.main
+    found = (
+        _evaluate(encoder, for_choice(data[site], task.job), view, task.job).get(main)
+        for site, view in views.items()
+    )
+    return mean(level for level in found if level is not None)
+
+
+def _on_own(
+    task: Task,
+    encoder: DualEncoder,
+    data: Mapping[str, SiteData],
+    views: Mapping[str, AdapterView],
+) -> dict[str, dict[Metric, float]]:
+    return {site: _evaluate(encoder, data[site], view, task.job) for site, view in views.items()}
+
+
+def _losses(
+    task: Task,
+    encoder: DualEncoder,
+    data: Mapping[str, SiteData],
+    views: Mapping[str, AdapterView],
+) -> tuple[float | None, float | None]:
+    """Return the mean validation losses over sites, of the base and of the views."""
     losses: list[tuple[float, float]] = []
     for site, view in views.items():
-        untouched = AdapterView()
-        before = validation_loss(encoder, data[site], untouched, task.job)
+        before = validation_loss(encoder, data[site], AdapterView(), task.job)
         after = validation_loss(encoder, data[site], view, task.job)
         if before is not None and after is not None:
             losses.append((before, after))
-        if not task.tuning:
-            base[site] = _evaluate(encoder, data[site], untouched, task.job)
-            own[site] = _evaluate(encoder, data[site], view, task.job)
-    return base, own, losses
+    return mean(before for before, _ in losses), mean(after for _, after in losses)
 
 
 def views_in_use(

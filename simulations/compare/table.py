@@ -123,7 +123,16 @@ def _row(
     for seed, each in zip(seeds, found, strict=True):
         if each is not None and each.reason:
             notes.append(f"seed {seed}: {each.reason}")
-    tried = [Rate(rate=t.rate, base_loss=t.base, loss=t.loss) for t in choice.tried]
+    tried = [
+        Rate(
+            rate=t.rate,
+            base_loss=t.base,
+            loss=t.loss,
+            base_level=t.base_level,
+            level=t.level,
+        )
+        for t in choice.tried
+    ]
     return Row(name=name, kind=kind, rate=choice.rate, tried=tried, notes=notes, cells=cells)
 
 

@@ -12,6 +12,7 @@ from shared.page.numbers import listing, plural
 from simulations.compare.model import MEASURES, Cell, Measure, MethodComparison, Row
 from simulations.compare.words import (
     DASH,
+    chosen_by,
     heading,
     row_name,
     shown,
@@ -157,10 +158,7 @@ def made_by(comparison: MethodComparison) -> str:
     else:
         found.append(f"Measured on seed {seeds[0]} alone, so there are no intervals.")
     if comparison.tuning_seed is not None:
-        found.append(
-            f"Every row chose its learning rate from {rates} by validation loss on seed "
-            f"{comparison.tuning_seed}, which is not compared."
-        )
+        found.append(f"Every row chose its learning rate from {rates} by {chosen_by(comparison)}.")
     else:
         found.append(f"One learning rate for every row: {rates}.")
     if comparison.best and len(seeds) > 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from shared.metrics import METRICS
 from shared.page.numbers import duration, listing, number, power, size
 from shared.results import Metric
-from simulations.compare.model import Cell, Measure, Row
+from simulations.compare.model import Cell, Measure, MethodComparison, Row
 
 NAMES = {"local": "local-only", "base": "base, untouched"}
 DASH = "\u2013"
@@ -49,6 +49,17 @@ def shown(measure: Measure, entry: Cell | None) -> tuple[str, str]:
 
 def _error(value: float) -> str:
     return power(value) if value == 0 or value >= 1e-3 else f"{value:.0e}"
+
+
+def chosen_by(comparison: MethodComparison) -> str:
+    """Return what rates were chosen by, and on which records, to follow "chosen by"."""
+    seed = comparison.tuning_seed
+    if any(each.level is None for row in comparison.rows for each in row.tried if each.loss):
+        return f"the validation loss on seed {seed}, which is not compared"
+    label = METRICS[comparison.main_metric].label
+    if comparison.phantoms:
+        return f"{label} on seed {seed}, whose records are not compared"
+    return f"{label} of the validation records with seed {seed}; test records were not looked at"
 
 
 def shown_difference(entry: Cell | None) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from client.data.describe import NOISY_COLUMN
 from client.data.sources import SiteSource, find_sites
-from shared.config import JobConfig
+from shared.config import JobConfig, PartitionConfig
 from shared.errors import RunDirectoryError
 from shared.files import replace_folder, write_new
 from shared.results import DatasetOrigin
@@ -97,6 +97,27 @@ def find_written(folder: Path, **options: Any) -> list[SiteSource]:  # noqa: ANN
     if (folder / INDEX).is_file() and not options.get("site_column"):
         return read_partition(folder)
     return find_sites(folder, **options)
+
+
+def made_by(folder: Path) -> str:
+    """Return how a written partition was made, in a sentence; empty for any other folder."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        made, left_out = dict(index["partition"]), [s["left_out"] for s in index["sites"].values()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    plain = PartitionConfig.model_construct().model_dump(mode="json")
+    options = [f"{k} = {_words(v)}" for k, v in made.items() if k != "by" and plain.get(k) != v]
+    lost = f"; {sum(left_out)} records left out, of another modality" if any(left_out) else ""
+    how = ", ".join([str(made.get("by")), *options])
+    return f"Partition by {how}{lost}. Test records are whole."
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key} = {_words(item)}" for key, item in value.items())
+        return f"{{ {inside} }}"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def _table(plan: SitePlan, column: str | None) -> bytes:

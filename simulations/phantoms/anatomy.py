@@ -10,13 +10,52 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulations.phantoms.scanner import column
+from simulations.phantoms.chance import Drawn, column
 from simulations.phantoms.studies import Study
 from simulations.phantoms.texture import BANK_SIZE, SIZE, Array, fourth, ramp, texture_bank
 
 TAU = np.float32(2 * np.pi)
 RIB_SPACING = np.float32(0.165)
 ANTERIOR_RIB_SPACING = np.float32(0.175)
+
+
+@dataclass(frozen=True)
+class Poses(Drawn):
+    """How each patient stands before the film.
+
+    Attributes:
+        vessels: Index of the vessel tree, (n,).
+        soft: Index of the soft texture, (n,).
+        rotation: Radians; this and what follows are (n, 1, 1).
+        scale: Size on the film.
+        right: Shift.
+        down: Shift.
+        portable: 1 for bedside films, else 0.
+        gas: In the stomach.
+    """
+
+    vessels: Array
+    soft: Array
+    rotation: Array
+    scale: Array
+    right: Array
+    down: Array
+    portable: Array
+    gas: Array
+
+
+def draw_poses(count: int, portable_share: float, rng: np.random.Generator) -> Poses:
+    """Draw the poses of a batch; the order of the draws is part of every picture."""
+    return Poses(
+        vessels=rng.integers(BANK_SIZE, size=count),
+        soft=rng.integers(BANK_SIZE, size=count),
+        rotation=column(rng, -0.06, 0.06, count),
+        scale=column(rng, 0.9, 1.02, count),
+        right=column(rng, -0.05, 0.05, count),
+        down=column(rng, -0.05, 0.05, count),
+        portable=(rng.random(count) < portable_share).astype(np.float32)[:, None, None],
+        gas=column(rng, 0, 0.2, count),
+    )
 
 
 @dataclass
@@ -27,9 +66,7 @@ class Film:
     """
 
     anatomy: Array
-    vessel_index: Array
-    soft_index: Array
-    portable: Array
+    poses: Poses
     x: Array
     y: Array
     across: Array  # distance from the midline
@@ -55,12 +92,12 @@ class Film:
     @property
     def soft(self) -> Array:
         """Each study's soft texture."""
-        return texture_bank().soft[self.soft_index]
+        return texture_bank().soft[self.poses.soft]
 
     @property
     def fine(self) -> Array:
         """Each study's fine grain."""
-        return texture_bank().fine[self.soft_index]
+        return texture_bank().fine[self.poses.soft]
 
 
 def anatomical_trait(anatomy: Array, index: int, mean: float, spread: float) -> Array:
@@ -69,31 +106,23 @@ def anatomical_trait(anatomy: Array, index: int, mean: float, spread: float) -> 
     return (mean + deviation).astype(np.float32)[:, None, None]
 
 
-def lay_out(studies: Sequence[Study], portable_share: float, rng: np.random.Generator) -> Film:
+def lay_out(studies: Sequence[Study], poses: Poses) -> Film:
     """Place lungs and body of every study; the heart and the ribs are drawn later."""
-    count = len(studies)
     anatomy = np.array([study.anatomy for study in studies], np.float32)
-    vessel_index, soft_index = (
-        rng.integers(BANK_SIZE, size=count),
-        rng.integers(BANK_SIZE, size=count),
-    )
-    x, y = _coordinates(anatomy, rng)
-    portable = (rng.random(count) < portable_share).astype(np.float32)[:, None, None]
+    x, y = _coordinates(anatomy, poses)
     across = np.abs(x)
     edge = anatomical_trait(anatomy, 1, 0.80, 0.035) * np.clip(
         1 - ((y - 0.32) / 1.07) ** 2, 1e-4, 1
     ) ** np.float32(0.45)
     left, right = anatomical_trait(anatomy, 2, 0.43, 0.05), anatomical_trait(anatomy, 2, 0.36, 0.05)
-    dome = np.where(x > 0, left, right) - 0.08 * portable  # the liver lifts the right dome
+    dome = np.where(x > 0, left, right) - 0.08 * poses.portable  # the liver lifts the right dome
     base = dome + 1.1 * (across - 0.36) ** 2  # falls away to a sharp costophrenic angle
     lung = ramp((edge - across) * 28) * ramp((across - 0.12) * 20) * ramp((base - y) * 30)
     half_width = 0.26 + 0.72 * np.clip((y + 0.98) / 0.36, 0, 1) ** 1.5  # neck, then shoulders
     blank = np.zeros_like(lung)
     return Film(
         anatomy=anatomy,
-        vessel_index=vessel_index,
-        soft_index=soft_index,
-        portable=portable,
+        poses=poses,
         x=x,
         y=y,
         across=across,
@@ -102,7 +131,7 @@ def lay_out(studies: Sequence[Study], portable_share: float, rng: np.random.Gene
         base=base,
         lung=lung,
         body=ramp((half_width - across) * 16),
-        heart_size=anatomical_trait(anatomy, 3, 1.0, 0.06) + 0.1 * portable,
+        heart_size=anatomical_trait(anatomy, 3, 1.0, 0.06) + 0.1 * poses.portable,
         rib_phase=(y - 0.30 * across * across + 0.02) / RIB_SPACING,
         heart=blank,
         mediastinum=blank,
@@ -114,13 +143,11 @@ def lay_out(studies: Sequence[Study], portable_share: float, rng: np.random.Gene
     )
 
 
-def _coordinates(anatomy: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+def _coordinates(anatomy: Array, poses: Poses) -> tuple[Array, Array]:
     """Film coordinates under a small rotation, scale and shift of each patient."""
-    count = len(anatomy)
     axis = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    rotation, scale = column(rng, -0.06, 0.06, count), column(rng, 0.9, 1.02, count)
-    shift_x, shift_y = column(rng, -0.05, 0.05, count), column(rng, -0.05, 0.05, count)
-    right, down = axis[None, None, :] - shift_x, axis[None, :, None] - shift_y
+    rotation, scale = poses.rotation, poses.scale
+    right, down = axis[None, None, :] - poses.right, axis[None, :, None] - poses.down
     x = (right + rotation * down) / scale
     return x, (down - rotation * right) / (scale * anatomical_trait(anatomy, 0, 1.0, 0.04))
 
@@ -150,12 +177,12 @@ def draw_ribs(film: Film) -> None:
 
 def fill_lungs(film: Film) -> None:
     """Put air and lung markings wherever lung is not hidden by the heart and the mediastinum."""
-    vessels = texture_bank().vessels[film.vessel_index]
+    vessels = texture_bank().vessels[film.poses.vessels]
     film.markings = vessels * film.trait(4, 0.17, 0.02) + film.fine * 0.012
     film.air = film.lung * (1 - film.heart) * (1 - film.mediastinum)
 
 
-def compose(film: Film, rng: np.random.Generator) -> Array:
+def compose(film: Film) -> Array:
     """Add all layers up to the attenuation of an ideal film."""
     x, y, across, body = film.x, film.y, film.across, film.body
     shadow = body * (0.58 + 0.06 * np.clip(across - 0.5, 0, 1)) - 0.44 * film.air
@@ -165,7 +192,7 @@ def compose(film: Film, rng: np.random.Generator) -> Array:
     shadow = shadow + 0.10 * ramp((y - film.base) * 25) * body * ramp((flank - across) * 8)
     shadow = shadow + _spine_and_clavicles(film)
     bubble = np.exp(-(((x - 0.45) / 0.12) ** 2) - ((y - film.dome - 0.16) / 0.07) ** 2)
-    shadow = shadow - column(rng, 0, 0.2, len(x)) * bubble  # gas in the stomach
+    shadow = shadow - film.poses.gas * bubble
     breast = np.exp(-(((across - 0.48) / 0.25) ** 2) - ((y - 0.3) / 0.2) ** 2) * (y < 0.5)
     total: Array = shadow + np.clip(film.trait(5, 0.0, 0.06), 0, 0.1) * breast
     return total

@@ -6,6 +6,7 @@ Texts that two studies share, and findings that reports omit, keep even this rea
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import product
@@ -21,6 +22,10 @@ from simulations.phantoms.words import STYLES, Style
 
 IMPOSSIBLE = 1e-12  # a floor, so that an impossible statement does not hide how good the rest is
 Meaning = tuple[str, bool]
+Reading = tuple[dict[str, str], dict[str, str]]
+"""The phrase about every finding that a text asserts, and about every one that it denies."""
+
+_SHAPE = np.zeros(6)  # no report says anything about it
 
 
 def oracle_scores(site: PhantomSite, seed: int) -> dict[str, float]:
@@ -34,12 +39,10 @@ def oracle_similarity(site: PhantomSite, seed: int) -> tuple[Array, list[str]]:
     test = [record for record in draw_records(site, seed) if record.split == "test"]
     texts = [record.report.text for record in test]
     reader = Reader(site.style, site.convention_rate)
+    distinct = sorted(set(texts))
     # Rounded, so that texts that are equally likely are ties and not an accident of addition.
     table = [
-        [
-            round(reader.log_likelihood(text, record.study.findings), 6)
-            for text in sorted(set(texts))
-        ]
+        [round(reader.log_likelihood(text, record.study.findings), 6) for text in distinct]
         for record in test
     ]
     return np.array(table), texts
@@ -53,6 +56,7 @@ class Reader:
         self._rate = convention_rate
         self._lexicon = _lexicon(self._style)
         self._read = lru_cache(maxsize=None)(self._parse)
+        self._words = lru_cache(maxsize=None)(self._word)
 
     def log_likelihood(self, text: str, findings: Mapping[str, Finding]) -> float:
         """Log-probability of ``text``, up to a constant of the text alone."""
@@ -66,12 +70,17 @@ class Reader:
         """What a single phrase may assert (True) or deny (False); empty if it is unknown."""
         return self._lexicon.get(phrase, [])
 
-    def _parse(self, text: str) -> tuple[tuple[tuple[str, Meaning], ...], ...]:
+    def _parse(self, text: str) -> list[Reading]:
         """Every way to understand a text: a meaning for each phrase, no finding twice."""
         phrases = self._split(text)
-        options = [[(phrase, meaning) for meaning in self._lexicon[phrase]] for phrase in phrases]
-        readings = product(*options)
-        return tuple(r for r in readings if len({meaning[0] for _, meaning in r}) == len(r))
+        found = []
+        for meanings in product(*(self._lexicon[phrase] for phrase in phrases)):
+            if len({finding for finding, _ in meanings}) == len(meanings):
+                said: Reading = ({}, {})
+                for phrase, (finding, present) in zip(phrases, meanings, strict=True):
+                    said[0 if present else 1][finding] = phrase
+                found.append(said)
+        return found
 
     def _split(self, text: str) -> list[str]:
         """Split at the separator, except inside phrases that contain it themselves."""
@@ -84,11 +93,8 @@ class Reader:
                 pending = ""
         return phrases
 
-    def _reading(
-        self, reading: tuple[tuple[str, Meaning], ...], findings: Mapping[str, Finding]
-    ) -> float:
-        positive = {finding: phrase for phrase, (finding, present) in reading if present}
-        negative = {finding: phrase for phrase, (finding, present) in reading if not present}
+    def _reading(self, reading: Reading, findings: Mapping[str, Finding]) -> float:
+        positive, negative = reading
         probability = 1.0 if positive else 1 - NORMAL_SHARE
         for name in positive:
             if name not in findings:
@@ -96,8 +102,8 @@ class Reader:
         for name, finding in findings.items():
             left_out = omission(self._style, name, finding.severity, self._rate)
             if name in positive:
-                said = self._phrase(positive[name], name, finding)
-                probability *= max((1 - left_out) * said, IMPOSSIBLE)
+                said = self._words(name, finding.side, finding.zone, finding.severity)
+                probability *= max((1 - left_out) * said.get(positive[name], 0.0), IMPOSSIBLE)
             else:
                 probability *= left_out
         for name in self._style.usual.negations:
@@ -118,13 +124,16 @@ class Reader:
         silent = (1 - self._style.negation_rate) ** absent
         return probability * (NORMAL_SHARE + (1 - NORMAL_SHARE) * silent)
 
-    def _phrase(self, phrase: str, name: str, finding: Finding) -> float:
-        probability = 0.0
+    def _word(self, name: str, side: int, zone: int, severity: float) -> dict[str, float]:
+        """Every phrase that may assert a finding, and how probable it is if there is one."""
+        finding = Finding(side, zone, severity, _SHAPE)
+        said: dict[str, float] = {}
         for weight, words in ((1 - self._rate, self._style.usual), (self._rate, self._style.local)):
             templates = words.say[name]
-            matches = sum(fill(template, finding, words) == phrase for template in templates)
-            probability += weight * matches / len(templates)
-        return probability
+            counts = Counter(fill(template, finding, words) for template in templates)
+            for phrase, count in counts.items():
+                said[phrase] = said.get(phrase, 0.0) + weight * count / len(templates)
+        return said
 
     def _denial(self, phrase: str, name: str) -> float:
         usual = self._style.usual.negations[name] == phrase
@@ -139,7 +148,7 @@ def _lexicon(style: Style) -> dict[str, list[Meaning]]:
         for name, templates in words.say.items():
             for template, side, zone, grade in product(templates, (0, 1), (0, 1, 2), (0, 1, 2)):
                 severity = (0.0, sum(words.cuts) / 2, 1.0)[grade]
-                phrase = fill(template, Finding(side, zone, severity, np.zeros(6)), words)
+                phrase = fill(template, Finding(side, zone, severity, _SHAPE), words)
                 meanings = lexicon.setdefault(phrase, [])
                 if (name, True) not in meanings:
                     meanings.append((name, True))

@@ -1,10 +1,12 @@
 """The scanner: what turns an ideal film into the picture that a site stores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from simulations.phantoms.chance import Drawn, column
 from simulations.phantoms.texture import SIZE, Array, texture_bank
 
 Span = tuple[float, float]
@@ -54,13 +56,82 @@ class Scanner:
     sharpen: float = 0.0
 
 
-def column(rng: np.random.Generator, low: float, high: float, count: int) -> Array:
-    """Uniform numbers of shape (count, 1, 1), one for each film."""
-    return rng.uniform(low, high, count).astype(np.float32)[:, None, None]
+Blades = tuple[int, int, int, int]
+"""Lines that are cut at the top, at the bottom, on the left and on the right."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A side marker: its letter, its distance from the border, and its first line."""
+
+    letter: str
+    inset: int
+    top: int
+
+
+@dataclass(frozen=True)
+class Exposures(Drawn):
+    """How each film is exposed; arrays are (n, 1, 1) unless it says otherwise.
+
+    Attributes:
+        contrast: Window width, as a factor.
+        haze: Veiling glare.
+        blur: Weight of the neighbours in every pass of the blur, (n, passes).
+        gamma: Exponent of the display curve.
+        grain: Noise of unit scale, (n, 96, 96).
+        noise: Its standard deviation.
+        blades: Per film what collimation cuts, or ``None``.
+        markers: Per film its marker, or ``None``.
+    """
+
+    contrast: Array
+    haze: Array
+    blur: Array
+    gamma: Array
+    grain: Array
+    noise: Array
+    blades: list[Blades | None]
+    markers: list[Marker | None]
+
+
+def draw_exposures(scanner: Scanner, count: int, rng: np.random.Generator) -> Exposures:
+    """Draw the exposures of a batch; the order of the draws is part of every picture."""
+    return Exposures(
+        contrast=column(rng, *scanner.contrast, count),
+        haze=column(rng, *scanner.haze, count),
+        blur=_draw_blur(scanner.blur, count, rng),
+        gamma=column(rng, *scanner.gamma, count),
+        grain=rng.standard_normal((count, SIZE, SIZE), dtype=np.float32),
+        noise=column(rng, *scanner.noise, count),
+        blades=[_draw_blades(scanner.collimation, rng) for _ in range(count)],
+        markers=[_draw_marker(scanner.marker, rng) for _ in range(count)],
+    )
+
+
+def _draw_blur(passes: tuple[int, int], count: int, rng: np.random.Generator) -> Array:
+    least, most = passes
+    weights = np.zeros((count, most), np.float32)
+    for number in range(most):
+        weights[:, number] = 0.25 * (rng.random(count) < (1.0 if number < least else 0.5))
+    return weights
+
+
+def _draw_blades(chance: float, rng: np.random.Generator) -> Blades | None:
+    if rng.random() >= chance:
+        return None
+    (top, bottom), (left, right) = rng.integers(0, 9, 2), rng.integers(0, 9, 2)
+    return int(top), int(bottom), int(left), int(right)
+
+
+def _draw_marker(chance: float, rng: np.random.Generator) -> Marker | None:
+    if rng.random() >= chance:
+        return None
+    letter = "R" if rng.random() < 0.5 else "L"
+    return Marker(letter, inset=int(rng.integers(7, 11)), top=int(rng.integers(6, 14)))
 
 
 def expose(
-    film: Array, portable: Array, soft: Array, scanner: Scanner, rng: np.random.Generator
+    film: Array, portable: Array, soft: Array, scanner: Scanner, exposures: Exposures
 ) -> Array:
     """Turn ideal films (n, 96, 96) into stored pictures, uint8.
 
@@ -69,35 +140,29 @@ def expose(
         portable: 1 for bedside films, shape (n, 1, 1).
         soft: Index of the soft texture that modulates each film's haze.
         scanner: The site's scanner.
-        rng: Source of all randomness.
+        exposures: What was drawn for these films.
     """
-    count = len(film)
-    contrast = column(rng, *scanner.contrast, count) * (1 - 0.15 * portable)
-    haze = column(rng, *scanner.haze, count)
+    contrast = exposures.contrast * (1 - 0.15 * portable)
+    haze = exposures.haze
     film = (film - 0.38) * contrast + 0.42 + scanner.bias
     film = film + haze + haze * texture_bank().soft[soft] * 0.5
     if scanner.grid:
         film = film + scanner.grid * np.cos(np.linspace(-1, 1, SIZE, dtype=np.float32) * 150)
-    film = _blur(film, scanner.blur, rng)
+    film = _blur(film, exposures.blur)
     if scanner.sharpen:
         film = film + scanner.sharpen * (film - _local_mean(film))
-    film = np.clip(film, 0, 1) ** column(rng, *scanner.gamma, count)
-    grain = rng.standard_normal(film.shape, dtype=np.float32)
-    film = film + grain * column(rng, *scanner.noise, count) * (1.15 - 0.5 * film)
-    _collimate(film, scanner.collimation, rng)
+    film = np.clip(film, 0, 1) ** exposures.gamma
+    film = film + exposures.grain * exposures.noise * (1.15 - 0.5 * film)
+    _collimate(film, exposures.blades)
     if scanner.mirrored:
         film = film[:, :, ::-1].copy()
-    _burn_markers(film, scanner, rng)
+    _burn_markers(film, exposures.markers, mirrored=scanner.mirrored)
     stored = (np.clip(film, 0, 1) * 255).astype(np.uint8)
     return stored if scanner.native == SIZE else _store_coarsely(stored, scanner.native)
 
 
-def _blur(film: Array, passes: tuple[int, int], rng: np.random.Generator) -> Array:
-    least, most = passes
-    for number in range(most):
-        chance = 1.0 if number < least else 0.5
-        blurred = rng.random(len(film)) < chance
-        weight = (0.25 * blurred).astype(np.float32)[:, None, None]
+def _blur(film: Array, weights: Array) -> Array:
+    for weight in weights.T[:, :, None, None]:
         for axis in (1, 2):
             neighbours = np.roll(film, 1, axis) + np.roll(film, -1, axis)
             film = film * (1 - 2 * weight) + weight * neighbours
@@ -112,29 +177,23 @@ def _local_mean(film: Array) -> Array:
     return film
 
 
-def _collimate(film: Array, chance: float, rng: np.random.Generator) -> None:
-    for picture in film:
-        if rng.random() >= chance:
-            continue
-        for axis in (0, 1):
-            first, last = (int(width) for width in rng.integers(0, 9, 2))
-            lines = np.moveaxis(picture, axis, 0)
-            lines[:first] = 0.02
-            lines[SIZE - last :] = 0.02
+def _collimate(film: Array, blades: Sequence[Blades | None]) -> None:
+    for picture, cut in zip(film, blades, strict=True):
+        if cut is not None:
+            top, bottom, left, right = cut
+            picture[:top] = picture[SIZE - bottom :] = 0.02
+            picture[:, :left] = picture[:, SIZE - right :] = 0.02
 
 
-def _burn_markers(film: Array, scanner: Scanner, rng: np.random.Generator) -> None:
-    for picture in film:
-        if rng.random() >= scanner.marker:
-            continue
-        right = rng.random() < 0.5
-        glyph = _GLYPHS["R" if right else "L"]
-        height, width = glyph.shape
-        inset = int(rng.integers(7, 11))
-        left = inset if right != scanner.mirrored else SIZE - width - inset
-        top = int(rng.integers(6, 14))
-        patch = picture[top : top + height, left : left + width]
-        np.maximum(patch, glyph, out=patch)
+def _burn_markers(film: Array, markers: Sequence[Marker | None], *, mirrored: bool) -> None:
+    for picture, marker in zip(film, markers, strict=True):
+        if marker is not None:
+            glyph = _GLYPHS[marker.letter]
+            height, width = glyph.shape
+            at_left = (marker.letter == "R") != mirrored
+            left = marker.inset if at_left else SIZE - width - marker.inset
+            patch = picture[marker.top : marker.top + height, left : left + width]
+            np.maximum(patch, glyph, out=patch)
 
 
 def _store_coarsely(stored: Array, native: int) -> Array:

@@ -7,10 +7,11 @@ from shared.page import assets, marks
 from shared.page.markup import trusted
 from shared.page.numbers import day, duration, moment, plural, power, short, true_minus
 from shared.results import Metric, Results, SiteResult
-from simulations.report import figures, flow, panels, participation, readings
+from simulations.report import figures, flow, panels, participation, readings, towers
 from simulations.report.answers import CLAIM, answers
 from simulations.report.disclosure import counter, embedded, exact, pictures_allowed
-from simulations.report.limits import FIGURES, intervals_shown, limits
+from simulations.report.limits import comparisons_shown, intervals_shown, limits
+from simulations.report.proxy import proxy
 from simulations.report.stories import story, title
 from simulations.report.verdict import pill, verdict
 from simulations.report.words import (
@@ -18,7 +19,8 @@ from simulations.report.words import (
     LEAST_PATIENTS,
     METRICS,
     MINIMUM_COUNT,
-    SERIES,
+    WITHOUT_SHARED_MODEL,
+    series,
 )
 
 MOST_RECORDS = 60
@@ -54,6 +56,7 @@ def context(
         "definitions": marks.definitions(),
         "series_key": marks.series_key,
         "cell_key": marks.cell_key,
+        "line_key": marks.line_key,
         "cell_words": marks.CELL_WORDS,
         "data_json": trusted(embedded(results)),
         "contents": CONTENTS,
@@ -136,7 +139,8 @@ def _results_section(results: Results) -> dict[str, object]:
     rows, axis, start = figures.level_rows(results, models)
     retrieval, retrieval_models, retrieval_axis = figures.retrieval_rows(results)
     columns, table = figures.level_table(results)
-    words = METRICS[results.main_metric]
+    words, rule = METRICS[results.main_metric], results.aggregation.rule
+    shown = comparisons_shown(results)
     return {
         "main": main,
         "main_words": COMPARISONS[main],
@@ -146,20 +150,21 @@ def _results_section(results: Results) -> dict[str, object]:
         "fig2": rows,
         "fig2_axis": axis,
         "fig2_start": start,
-        "models": [(model, *SERIES[model]) for model in models],
+        "models": [(model, *series(model, rule)) for model in models],
         "oracle": any("oracle" in site.metrics for site in results.sites.values()),
         "table1": (columns, table),
-        "fig3": [figures.forest(results, comparison) for comparison in FIGURES],
-        "fig3_no_mean": [figures.no_mean(readings.read(results, c)) for c in FIGURES],
+        "fig3": [figures.forest(results, comparison) for comparison in shown],
+        "fig3_no_mean": [figures.no_mean(readings.read(results, c)) for c in shown],
         "intervals": intervals_shown(results),
         "by_chance": round(0.05 * intervals_shown(results)),
         "measured": len(readings.read(results, main).measured),
         "fig4": retrieval,
         "fig4_axis": retrieval_axis,
-        "fig4_models": [(model, *SERIES[model]) for model in retrieval_models],
+        "fig4_models": [(model, *series(model, rule)) for model in retrieval_models],
         "table2": figures.retrieval_table(results, retrieval_models),
         "not_retrieved": figures.not_retrieved(results),
-        "chooses": results.personalization != "none",
+        "chooses": readings.chosen_on_validation(results),
+        "always": results.personalization != "none" and results.personal_use == "always",
     }
 
 
@@ -185,6 +190,9 @@ def _panel_sections(results: Results, room: Room) -> dict[str, object]:
     return {
         "course": panels.course(results, table=room.course_table),
         "course_table": room.course_table,
+        "towers": towers.towers(results, table=room.course_table),
+        "tower_names": towers.NAMES,
+        "proxy": proxy(results),
         "calibration": panels.calibration(results),
         "panels_left": len(results.sites) - len(panels.shown_panels(results)),
         "gallery": panels.gallery(results, room.pictures),
@@ -194,8 +202,14 @@ def _panel_sections(results: Results, room: Room) -> dict[str, object]:
         "cost_axis": axis,
         "cost_parts": parts,
         "median_round": middle,
-        "relative_error": power(results.aggregation.relative_error),
+        "relative_error": _error(results.aggregation.relative_error),
     }
+
+
+def _shared_name(results: Results) -> str:
+    """Return what the sites have in common after the last round."""
+    own = results.aggregation.rule in WITHOUT_SHARED_MODEL
+    return "Common features" if own else "Shared adapter"
 
 
 def record(results: Results, manifest: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -207,7 +221,7 @@ def record(results: Results, manifest: Mapping[str, object]) -> list[tuple[str, 
         ("Time", took),
         ("Job", f"{results.name}, sha256 {results.job_sha256}"),
         ("Base", f"{results.base_name}, sha256 {results.base_sha256}"),
-        ("Shared adapter", f"after round {results.rounds}, sha256 {results.adapter_sha256}"),
+        (_shared_name(results), f"after round {results.rounds}, sha256 {results.adapter_sha256}"),
         ("Aggregation", _aggregation(rule)),
         ("Personalisation", results.personalization),
         ("Main measure", f"{METRICS[results.main_metric].label}, margin {results.margin:g}"),
@@ -230,8 +244,12 @@ def _aggregation(rule: object) -> str:
     values = vars(rule)
     return (
         f"{values['rule']}, rank {values['rank']}, {plural(values['folds'], 'fold')}, "
-        f"relative error {power(values['relative_error'])}, {values['clipped']} clipped"
+        f"relative error {_error(values['relative_error'])}, {values['clipped']} clipped"
     )
+
+
+def _error(relative: float | None) -> str:
+    return "not measured" if relative is None else power(relative)
 
 
 def _data(results: Results) -> str:

@@ -16,18 +16,30 @@ from simulations.report.pooling import pool
 from simulations.report.readings import (
     LOST,
     calibration_error,
+    chosen_on_validation,
     lost_in,
     main_comparison,
     ordered,
     read,
     test_patients,
 )
-from simulations.report.words import FEW_PATIENTS, MINIMUM_COUNT, POOR_CALIBRATION
+from simulations.report.words import (
+    FEW_PATIENTS,
+    MINIMUM_COUNT,
+    POOR_CALIBRATION,
+    WITHOUT_SHARED_MODEL,
+)
 
 Level = Literal["affects the result", "read with care", "for information"]
 LEVELS: tuple[Level, ...] = ("affects the result", "read with care", "for information")
 SMALL_GALLERY = 100
-FIGURES: tuple[Comparison, ...] = ("shared_minus_base", "personal_minus_shared")  # of Figure 3
+_FIGURES: tuple[Comparison, ...] = ("shared_minus_base", "personal_minus_shared")
+_WITHOUT_SHARED: tuple[Comparison, ...] = ("personal_minus_base", "personal_minus_local")
+
+
+def comparisons_shown(results: Results) -> tuple[Comparison, ...]:
+    """Return the comparisons of Figure 3: those with a shared model only if the rule makes one."""
+    return _WITHOUT_SHARED if results.aggregation.rule in WITHOUT_SHARED_MODEL else _FIGURES
 
 
 @dataclass(frozen=True)
@@ -152,11 +164,13 @@ def personal_within_noise(results: Results) -> Limit | None:
     noise, count = readings.named("within noise"), len(readings.measured)
     if not count or 2 * len(noise) < count:
         return None
+    why = "The personal adapter is in use wherever there is one, because the job says so."
+    if chosen_on_validation(results):
+        why = "Where the personal adapter is in use, validation patients decided, not these."
     return Limit(
         "read with care",
         f"Personal over shared is within noise at {len(noise)} of {count} sites.",
-        f"{_at(noise)} Where the personal adapter is in use, validation patients decided, "
-        "not these.",
+        f"{_at(noise)} {why}",
     )
 
 
@@ -212,7 +226,7 @@ def no_rehearsal(results: Results) -> Limit | None:
 
 def test_against_validation(results: Results) -> Limit | None:
     """Validation chose the model in use, and the test split is under twice its size."""
-    if results.personalization == "none":
+    if not chosen_on_validation(results):
         return None
     small = [
         name
@@ -231,7 +245,7 @@ def test_against_validation(results: Results) -> Limit | None:
 
 def intervals_shown(results: Results) -> int:
     """Return how many site intervals Figures 1 and 3 show."""
-    comparisons = {main_comparison(results), *FIGURES}
+    comparisons = {main_comparison(results), *comparisons_shown(results)}
     return sum(len(read(results, c).measured) for c in comparisons)
 
 

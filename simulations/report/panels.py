@@ -1,4 +1,4 @@
-"""Figures 9 to 11, their tables, and the gallery."""
+"""Figures 9, 11 and 12, their tables, and the gallery."""
 
 import math
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def course(results: Results, *, table: bool = True) -> Course:
             f"c-{known[name].key}", "courses", scale, last, [r for r in gaps if r <= last]
         )
         panels.append(Panel(known[name], drawing, _course_words(known[name].name, lines[name])))
-    columns, thinned = _columns(last)
+    columns, thinned = rounds_shown(0, last)
     rows = [_course_row(results, name, lines[name], columns) for name in ordered(results)]
     return Course(
         charts.curves(paths, "courses"),
@@ -101,12 +101,12 @@ def _course_words(name: str, line: Mapping[int, float]) -> str:
     )
 
 
-def _columns(last: int) -> tuple[list[int], bool]:
-    """Return the rounds of Table 5: all, or about 20 evenly spaced with the first and the last."""
-    if last + 1 <= MOST_COLUMNS:
-        return list(range(last + 1)), False
-    step = -(-last // (MOST_COLUMNS - 1))
-    return sorted({*range(0, last + 1, step), last}), True
+def rounds_shown(first: int, last: int) -> tuple[list[int], bool]:
+    """Return a table's rounds: all, or about 20 evenly spaced with the first and the last."""
+    if last - first < MOST_COLUMNS:
+        return list(range(first, last + 1)), False
+    step = -(-(last - first) // (MOST_COLUMNS - 1))
+    return sorted({*range(first, last + 1, step), last}), True
 
 
 def _course_row(
@@ -130,7 +130,7 @@ def _typical(lines: Mapping[str, Mapping[int, float]]) -> str:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Figure 10 and Tables 6 and 7."""
+    """Figure 11 and Tables 7 and 8."""
 
     panels: tuple[Panel, ...]
     columns: int
@@ -184,7 +184,7 @@ def _bin_words(row: CalibrationBin, count: str) -> str:
 
 
 def _findings(results: Results) -> tuple[list[TableRow], list[str]]:
-    """Return Table 7: zero-shot AUROC of each finding, with the number of positives."""
+    """Return Table 8: zero-shot AUROC of each finding, with the number of positives."""
     show = counter(results)
     every = [f for s in results.sites.values() for f in s.findings]
     models = [m for m in NAMES if any(m in f.auroc for f in every)]
@@ -200,7 +200,7 @@ def _findings(results: Results) -> tuple[list[TableRow], list[str]]:
 
 @dataclass(frozen=True)
 class CostRow:
-    """One site in Figure 11."""
+    """One site in Figure 12."""
 
     head: Head
     strip: Markup | None
@@ -208,7 +208,7 @@ class CostRow:
 
 
 def cost_rows(results: Results) -> tuple[list[CostRow], Markup, list[tuple[str, str]]]:
-    """Return the rows of Figure 11, its axis in seconds or minutes, and the parts in use."""
+    """Return the rows of Figure 12, its axis in seconds or minutes, and the parts in use."""
     sites, known = results.sites, heads(results)
     parts = [p for p in TIMES if any(s.seconds.get(p, 0) > 0 for s in sites.values())]
     top = max((sum(s.seconds.get(p, 0) for p in parts) for s in sites.values()), default=0)

@@ -122,6 +122,11 @@ def model_in_use(site: SiteResult) -> Model | None:
     return next((model for model in models if site.metrics.get(model)), None)
 
 
+def chosen_on_validation(results: Results) -> bool:
+    """Whether each site's validation records decided which model is in use."""
+    return results.personalization != "none" and results.personal_use == "if-better"
+
+
 def score_in_use(results: Results, site: SiteResult) -> Estimate | None:
     """Return the main measure of the model in use."""
     model = model_in_use(site)

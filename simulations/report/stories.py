@@ -15,7 +15,13 @@ from simulations.report.readings import (
     read,
     test_patients,
 )
-from simulations.report.words import COMPARISONS, FEW_PATIENTS, KINDS, POOR_CALIBRATION
+from simulations.report.words import (
+    COMPARISONS,
+    FEW_PATIENTS,
+    KINDS,
+    POOR_CALIBRATION,
+    WITHOUT_SHARED_MODEL,
+)
 
 EXCEPTIONS: tuple[ParticipationState, ...] = ("late", "missing", "refused")
 
@@ -42,12 +48,18 @@ def story(results: Results, name: str) -> Story:
         f"{_outcome(results, site, row)} {_use(results, name, row)}".strip(),
         (
             _against(results, name, main),
-            _against(results, name, "personal_minus_shared"),
+            _against(results, name, _beside_alone(results)),
             _calibration(site),
             _rounds(site),
             "Privacy: no differential privacy, no claim.",
         ),
     )
+
+
+def _beside_alone(results: Results) -> Comparison:
+    """Return the second comparison of a site's card; without a shared model, with the base."""
+    own = results.aggregation.rule in WITHOUT_SHARED_MODEL
+    return "personal_minus_base" if own else "personal_minus_shared"
 
 
 def _outcome(results: Results, site: SiteResult, row: SiteReading) -> str:

@@ -55,6 +55,8 @@ SERIES: dict[Model, tuple[str, str]] = {
     "personal": ("Personal", "shared plus this site\u2019s own adapter"),
     "centralised": ("Centralised", "one adapter trained on all data, simulation only"),
 }
+WITHOUT_SHARED_MODEL = ("creamfl",)
+"""Rules whose sites have a model of their own each, and none in common."""
 NAMES: dict[Model, str] = {**{m: w[0] for m, w in SERIES.items()}, "oracle": "Oracle"}
 
 
@@ -89,6 +91,15 @@ COMPARISONS: dict[Comparison, ComparisonWords] = {
         "centralised adapter", "the same site training alone", "alone", "pooled", "centralised"
     ),
 }
+
+
+def series(model: Model, rule: str) -> tuple[str, str]:
+    """Return the name of a series and what it is, in a run with an aggregation rule."""
+    if model == "personal" and rule in WITHOUT_SHARED_MODEL:
+        return "Personal", "this site\u2019s own model, trained beside the others"
+    return SERIES[model]
+
+
 # What "joining" is compared with: the first of these that a run measured.
 MAIN_COMPARISONS: tuple[Comparison, ...] = (
     "personal_minus_local", "shared_minus_local", "personal_minus_base", "shared_minus_base",

@@ -11,6 +11,7 @@ import client.state
 from client.state import SiteState, StoredPersonal
 from shared.adapter import adapter_sha256
 from shared.errors import StorageError
+from shared.messages import PARTS
 
 ADAPTER = {"x.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 SHA, OTHER = "a" * 64, "b" * 64
@@ -149,7 +150,7 @@ def test_sites_can_hold_parts_together(tmp_path, monkeypatch):
 def test_only_the_parts_of_one_adapter_stay_in_memory(tmp_path):
     for number in range(10):
         SiteState(tmp_path / str(number)).hold("A", adapter_sha256(ADAPTER), ADAPTER)
-    assert len(client.state._recent) == 3
+    assert len(client.state._recent) == len(PARTS)
 
 
 def test_a_damaged_answer_is_not_given_again(state):

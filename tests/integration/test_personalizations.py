@@ -8,7 +8,8 @@ from shared.adapter import adapter_sha256
 from shared.config import JobConfig
 from shared.errors import InterruptedRunError
 
-LEARNING = [method for method in PERSONALIZATIONS if method != "none"]
+LEARNING = [method for method in PERSONALIZATIONS if method not in ("none", "own-factor")]
+"""The last is learned in the rounds: ``test_fedsa``."""
 
 
 @pytest.fixture(scope="module")

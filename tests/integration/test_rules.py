@@ -1,4 +1,7 @@
-"""Every rule of the job file carries a small federation through two rounds."""
+"""Every rule of the job file carries a small federation through two rounds.
+
+``fedsa`` and ``creamfl``, which have no shared model, are in ``test_fedsa`` and ``test_creamfl``.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from shared.config import JobConfig
 from shared.errors import InterruptedRunError, QuorumError
 from simulations.grid import LocalGrid, Together
 
-RULES = {name: {"rule": name} for name in AGGREGATORS} | {
+RULES = {name: {"rule": name} for name in AGGREGATORS if name not in {"fedsa", "creamfl"}} | {
     "flexlora, tail folded": {"rule": "flexlora", "tail": "fold"},
     **{name: {"rule": "altfold", "combine": name} for name in COMBINERS if name != "mean"},
     **{

@@ -115,6 +115,7 @@ class FakeSite:
             loss=1.0,
             validation_loss=2.0 + request.round,
             gradient_norms=dict.fromkeys(weights, 0.5),
+            discrepancy={"image": 2.0, "text": 0.5} if len(weights) == 2 else {},
             clipped=clipped,
             steps=3,
         )

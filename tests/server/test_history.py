@@ -86,7 +86,7 @@ def test_a_round_comes_back_as_it_was_recorded(history):
     full = contribution(
         "a", kind="image", examples={"image": 137}, seconds=2.0, work_seconds=1.0, bytes_up=2**40,
         loss=0.5, validation_loss=0.25, clipped=True, gradient_norms={"image": 0.125},
-        peak_memory_bytes=2**35,
+        discrepancy={"image": 4.0, "text": 0.25}, peak_memory_bytes=2**35,
     )  # fmt: skip
     wanted = record(contributions=[full, contribution("b", "missing", reason="deadline")])
     attempt = history.open_round("run", 1)
@@ -97,6 +97,7 @@ def test_a_round_comes_back_as_it_was_recorded(history):
     first, second = found.contributions
     assert first.examples == {"image": 100, "text": 0}  # a bucket, not a count
     assert first.gradient_norms == {"image": 0.125}
+    assert first.discrepancy == {"image": 4.0, "text": 0.25}
     assert (first.loss, first.validation_loss, first.clipped) == (0.5, 0.25, True)
     assert (second.state, second.reason, second.loss) == ("missing", "deadline", None)
     assert history.last_round("run") == found

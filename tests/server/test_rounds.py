@@ -51,6 +51,7 @@ def test_a_run_from_the_first_word_to_the_last(federation):
     assert [c.state for c in log.participation] == ["in"] * 5
     assert [(p.round, p.loss) for p in log.course] == [*((n, 3.0 + n) for n in range(5)), (5, 1.5)]
     assert log.gradient_norms == {"image": [0.5] * 5, "text": [0.5] * 5}
+    assert log.discrepancy == {"image": [2.0] * 5, "text": [0.5] * 5}
     assert set(log.seconds) == {"train", "transfer", "wait", "personalize", "evaluate"}
     assert (log.kind, log.examples) == ("paired", {"image": 100, "text": 100})
     assert log.bytes_down > log.bytes_up > 0

@@ -125,9 +125,10 @@ def test_numbers_that_are_none_are_refused(value):
     assert reason_of(body, asked) == "protocol"
 
 
-def test_a_negative_gradient_norm_is_refused():
+@pytest.mark.parametrize("name", ["gradient_norms", "discrepancy"])
+def test_a_negative_gradient_norm_or_ratio_is_refused(name):
     asked = question()
-    body = rewritten(asked, lambda h: h["summary"].update(gradient_norms={"image": -1.0}))
+    body = rewritten(asked, lambda h: h["summary"].update({name: {"image": -1.0}}))
     assert reason_of(body, asked) == "metrics"
 
 

@@ -40,7 +40,7 @@ def simulate(command, monkeypatch, tmp_path, clip_folder):
         base = ("--set", f"model.base={clip_folder}", "--set", "lora.rank=2")
         given = () if "--resume" in arguments or "--no-base" in arguments else base
         rest = [each for each in arguments if each != "--no-base"]
-        return command("simulate", *rest, *given, "--out", tmp_path / "runs")
+        return command("simulate", *given, *rest, "--out", tmp_path / "runs")
 
     return run
 
@@ -82,7 +82,7 @@ JOBS = {
         "[aggregate]\nrule = 'fedprox'\n",
         [
             "aggregate.rule = 'fedprox'",
-            "'fedavg', 'ffa', 'altfold', 'flexlora', 'fedex' or 'flora'",
+            "'fedavg', 'ffa', 'altfold', 'flexlora', 'fedex', 'flora', ",
         ],
     ),
     "no such method": (
@@ -158,6 +158,16 @@ OPTIONS = {
     ("--set", "aggregate.rule=ffaa"): ["command line", "did you mean 'ffa'?"],
     ("--set", "aggregate.quorum=9"): ["aggregate.quorum = 9", "only 8 sites"],
     ("--set", "lora.targets=['atention']"): ["lora.targets", "'atention'", "did you mean"],
+    ("--set", "lora.rank=64"): ["lora.rank = 64", "smallest adapted layer", "at most 24"],
+    ("--set", "personalize.rank=64"): ["personalize.rank = 64", "at most 24"],
+    ("--set", "aggregate={combine='multi-krum', hostile=3}"): [
+        "'multi-krum' needs 9 sites to withstand hostile = 3, and there are only 8",
+        "lower hostile, or use 'geometric-median'",
+    ],
+    ("--set", "aggregate={combine='trimmed-mean', hostile=2, cohort=4}"): [
+        "aggregate.cohort = 4 is too few",
+        "raise cohort or lower hostile",
+    ],
     ("--set", "lora.layers=top"): ["lora.layers = 'top'", "'top:N'"],
     ("--set", "model.max_tokens=1000"): ["model.max_tokens = 1000", "up to 16 tokens"],
     ("--set", "data.sites=['universty']"): ["data.sites", "did you mean 'university'?"],

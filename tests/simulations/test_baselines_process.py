@@ -4,10 +4,13 @@ import io
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from shared.config import JobConfig
+from shared.config import JobConfig, LoraConfig, ModelConfig
 from shared.errors import ConsiliaError
+from shared.model.encoder import DualEncoder
 from simulations import baselines, baselines_process
 from simulations.baselines import run_baselines
 from simulations.baselines_process import RECORDS_THERE, BaselinesProcess
@@ -26,6 +29,34 @@ def listener(tmp_path, monkeypatch):
 def _with_workers(job: JobConfig, workers: int) -> JobConfig:
     own = job.simulation.model_copy(update={"workers": workers})
     return job.model_copy(update={"simulation": own})
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_its_share_of_the_machine_is_free_once_it_has_ended(
+    listener, tmp_path, monkeypatch, small_job, workers, cores
+) -> None:
+    monkeypatch.setattr(baselines_process.os, "cpu_count", lambda: cores)
+    with BaselinesProcess(tmp_path, _with_workers(small_job, workers)) as process:
+        assert process.threads == 1  # there are two processes
+        process.records_are_there()
+        process.wait()
+        assert process.threads == min(workers, cores)
+
+
+def test_twice_the_threads_give_the_same_bits() -> None:
+    encoder = DualEncoder.load(ModelConfig(), LoraConfig())
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (64, 96, 96, 1), dtype=np.uint8))
+    tokens = encoder.tokenize([f"effusion {number}, nodule {number % 7}" for number in range(64)])
+    before, found = torch.get_num_threads(), []
+    with torch.inference_mode():
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append((encoder.encode_images(pixels), encoder.encode_texts(tokens)))
+    torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

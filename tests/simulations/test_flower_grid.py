@@ -9,8 +9,8 @@ from flwr.serverapp import Grid
 from server.app import WakingGrid
 from shared.wire import body_of, sealed, to_message
 from simulations.bundles import bundle, unbundle
-from simulations.flower_grid import CLIENT_APP_FAILED, NODE_UNAVAILABLE, CohortGrid
-from simulations.grid import LocalGrid, LostMessageError, Together
+from simulations.flower_grid import NODE_UNAVAILABLE, CohortGrid
+from simulations.grid import CLIENT_APP_FAILED, LocalGrid, LostMessageError, Together
 from simulations.placement import Crowd, Workers
 
 NAMES = ["east", "north", "south", "west"]

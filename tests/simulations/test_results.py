@@ -66,6 +66,7 @@ def log():
         bytes_down=20,
         peak_memory_bytes=500,
         gradient_norms={"image": [0.5, 0.25]},
+        discrepancy={"image": [2.0, 4.0]},
     )
 
 
@@ -135,6 +136,7 @@ def test_a_whole_run():
     assert results.resumed_rounds == [2]
     assert site.course == [CoursePoint(round=0, loss=1.5)]
     assert site.gradient_norms == {"image": [0.5, 0.25]}
+    assert site.discrepancy == {"image": [2.0, 4.0]}
     assert site.metrics == SITES["aldern"].metrics
     assert Results.model_validate_json(results.model_dump_json()) == results
 

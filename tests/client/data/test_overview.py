@@ -46,6 +46,23 @@ def test_training_records_are_counted_once(described):
     assert findings_of(described) == [{"edema": 2}, {"edema": 2}]
 
 
+def test_rates_stand_beside_their_counts(described):
+    table = overview_tables(described)[0]
+    rows = [[str(cell) for cell in column.cells] for column in table.columns[2:6]]
+    assert [row[0] for row in rows] == ["4", "0", "0", "0"]
+    # one of two pairs is noisy; one of four records lacks its text, one its image
+    assert [row[1] for row in rows] == ["1", "1 (50%)", "1 (25%)", "1 (25%)"]
+
+
+def test_a_long_note_stands_whole_below_the_bars(described, tmp_path):
+    note = "Partition by " + "x < y, " * 40
+    write_figure(tmp_path / "f.svg", described, note)
+    root = ET.parse(tmp_path / "f.svg").getroot()  # noqa: S314 - our own
+    texts = [e for e in root.iter("{http://www.w3.org/2000/svg}text") if "x < y" in (e.text or "")]
+    assert " ".join(e.text for e in texts) == note.strip()
+    assert max(float(e.get("y")) for e in texts) < float(root.get("height"))
+
+
 def test_bars_have_the_length_of_their_numbers(described):
     table, findings = overview_tables(described)
     bars = [str(cell) for cell in table.columns[-1].cells]
@@ -66,7 +83,7 @@ def test_description_figure_and_page_hold_no_record(sites, tmp_path):
     assert print_describe(sites, DataOptions(), console, figure=page) == 0
     text = console.file.getvalue()
     assert "1 with another's text" in " ".join(text.split())
-    assert re.search(r"south +paired +1 +1 +1 +1", text)
+    assert re.search(r"south +paired +1 +1 \(50%\) +1 \(25%\) +1 \(25%\)", text)
     content = page.read_text()
     assert content.startswith("<!doctype html>")
     assert "zebra" not in (content + text).lower()

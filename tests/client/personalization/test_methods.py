@@ -29,7 +29,7 @@ from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
 
 KINDS = ("paired", "image", "text", "unpaired")
-LEARNING = [method for method in PERSONALIZATIONS if method != "none"]
+LEARNING = [method for method in PERSONALIZATIONS if method not in ("none", "own-factor")]
 CONTINUED = ("finetune", "ditto", "feddat")
 
 

@@ -91,6 +91,25 @@ def test_a_machine_that_cannot_compile_is_told_so_in_one_sentence(small_job, mon
     assert "jane" not in line
 
 
+def test_inductor_is_told_of_repeatability_where_it_is_used_though_torch_was_told_without_it(
+    small_job, monkeypatch
+) -> None:
+    def told(*_, **__):
+        raise RuntimeError(str(torch._inductor.config.deterministic))
+
+    monkeypatch.setattr(torch, "compile", told)
+    before = torch.get_deterministic_debug_mode()
+    try:
+        for mode, repeatable in (("warn", True), ("default", False)):
+            torch.set_deterministic_debug_mode(mode)
+            with pytest.raises(ConfigError) as error:
+                DualEncoder.load(compiling(small_job).model, small_job.lora)
+            assert str(error.value.__context__) == str(repeatable)
+            assert torch.get_deterministic_debug_mode() == (1 if repeatable else 0)
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
 def test_other_families_are_refused_before_anything_is_compiled(
     small_job, siglip_folder, monkeypatch
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from shared.objectives import OBJECTIVES
 from shared.objectives.anchor import anchor
+from shared.objectives.crd import crd
 from shared.objectives.infonce import infonce, pair_targets
 from shared.objectives.labels import label_similarity
 from shared.objectives.matching import matching
@@ -136,4 +137,23 @@ def test_relational_needs_three_records() -> None:
 
 
 def test_every_objective_is_listed() -> None:
-    assert list(OBJECTIVES) == ["infonce", "prompts", "matching", "relational", "anchor"]
+    assert list(OBJECTIVES) == ["infonce", "prompts", "matching", "relational", "anchor", "crd"]
+
+
+def test_crd_of_two_pairs() -> None:
+    # The teacher is certain to (p, 1 - p) with logits scale / 2 * (1, -1) = (1, -1) at scale 2; the
+    # student, with all features alike, says 1/2 each. Both directions alike: T^2 / 2 * 2 * KL.
+    teacher = torch.tensor([[1.0], [-1.0]])
+    losses = crd(torch.ones(2, 1), torch.ones(2, 1), teacher, teacher, scale=2.0, temperature=2.0)
+    p = 1 / (1 + math.exp(-2))
+    gap = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    torch.testing.assert_close(losses, torch.full((2,), 4 * gap))
+
+
+def test_crd_is_zero_for_the_teacher_and_does_not_move_it() -> None:
+    side = EYE.clone().requires_grad_()
+    teacher = EYE.clone().requires_grad_()
+    losses = crd(side, EYE, teacher, EYE, scale=5.0)
+    torch.testing.assert_close(losses.detach(), torch.zeros(2))
+    losses.sum().backward()
+    assert teacher.grad is None

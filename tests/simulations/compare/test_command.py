@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared.config import load_job
+from shared.errors import QuorumError
 from simulations.compare import run as running
 from simulations.compare.model import MethodComparison
 from simulations.compare.page import render
@@ -167,7 +168,7 @@ def test_the_comparison_jobs_are_read_and_their_methods_fit(name, command, tmp_p
     path = Path(str(files("simulations") / "jobs" / name))
     job = load_job(path)
     assert f"{job.name}.toml" == name
-    (line,) = re.findall(r"^#\s+consilia compare (\S+) --methods (\S+) --seeds 5", path.read_text(),
+    (line,) = re.findall(r"^#\s+consilia compare (\S+) --methods (\S+).* --seeds 5", path.read_text(),
                          re.MULTILINE)  # fmt: skip
     assert line[0].endswith(name)
 
@@ -212,3 +213,26 @@ def test_two_processes_two_methods_two_seeds_and_an_interruption(job_file, tmp_p
                 row["cells"].pop(measure, None)
         tables.append(found["rows"])
     assert tables[0] == tables[1]
+
+
+def test_a_grid_that_diverges_everywhere_is_said_in_the_table_and_on_the_page(
+    compare, tmp_path, monkeypatch
+):
+    real = running.simulate
+
+    def diverges(folder, job, console):
+        if job.aggregate.rule == "ffa":
+            raise QuorumError("round 1: 0 of 2 sites (north: loss-not-finite)")
+        return real(folder, job, console)
+
+    monkeypatch.setattr(running, "simulate", diverges)
+    ended = compare("--seeds", 1, "--rates", "0.01,0.02", methods="fedavg,ffa")
+    words = "diverged at every rate (0.01, 0.02)"
+    assert words in " ".join(ended.out.split())
+    assert ended.code == 0  # it is a finding, like any other row
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert words in page
+    found = MethodComparison.model_validate_json((tmp_path / "out/comparison.json").read_bytes())
+    row = next(row for row in found.rows if row.name == "ffa")
+    assert (row.rate, row.cells) == (None, {})
+    assert f'"{words}"' in (tmp_path / "out" / "comparison.json").read_text()

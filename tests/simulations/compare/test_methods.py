@@ -16,6 +16,7 @@ def test_a_method_is_a_rule_with_what_follows_in_either_order():
 
 
 def test_none_and_mean_are_what_a_bare_rule_means_and_references_are_always_there():
+    assert parse_methods("fedsa,fedsa+own-factor") == (Method("fedsa", "own-factor"),)
     assert parse_methods("ffa+none,ffa,ffa+mean,local,centralised") == (Method("ffa"),)
 
 

@@ -130,14 +130,14 @@ def test_a_folder_of_something_else_is_left_alone(plan_of):
     assert [p.name for p in plan.out.iterdir()] == ["thesis.txt"]
 
 
-def test_the_rate_is_that_of_the_least_validation_loss(plan_of):
+def test_the_rate_is_that_of_the_best_main_metric_of_the_tuning_seed(plan_of):
     plan = plan_of("fedavg", rates=(1e-6, 0.01, 1.0), seeds=1)
     choices, found = go(plan)
     for name in plan.rows:
-        tried = {t.rate: t.loss for t in choices[name].tried}
-        assert choices[name].rate == min(tried, key=lambda rate: tried[rate])
+        tried = {t.rate: t.level for t in choices[name].tried}
+        assert choices[name].rate == max(tried, key=lambda rate: tried[rate])
         scores = load_scores(plan.task(name, choices[name].rate, plan.tuning_seed))
-        assert scores.loss == tried[choices[name].rate]
+        assert scores.level == tried[choices[name].rate]
         assert scores.others == {}  # no test split is looked at beyond what a run does anyway
     assert {seed for _, _, seed in found} == {1}
 
@@ -232,3 +232,20 @@ def test_references_train_as_long_as_the_federation_and_all_losses_are_finite(pl
     assert any(np.any(a.factors[n] != adapters[1].factors[n]) for a in adapters for n in a.factors)
     assert not (folder / "baselines" / "centralised.safetensors").exists()
     assert json.loads((plan.out / "plan.json").read_text())["digest"] == plan.digest()
+
+
+def test_own_records_are_chosen_by_on_the_validation_split_synthetic_ones_on_a_seed_of_their_own(
+    plan_of,
+):
+    plan = plan_of("fedavg")
+    task = plan.tuning()[0] if plan.tuning() else plan.task("fedavg", 0.01, plan.tuning_seed)
+    encoder = encoder_for(task.job, settle(task.job))
+    site = site_settings(plan.data_folder(plan.seeds[0]), plan.job)[0]
+    data = load_records(site, encoder)
+    assert plan.job.data.folder is not None
+    assert scoring.for_choice(data, plan.job).splits["test"] is data.splits["val"]
+    assert scoring.for_choice(data, plan.job).splits["train"] is data.splits["train"]
+    synthetic = plan.job.model_copy(
+        update={"data": plan.job.data.model_copy(update={"folder": None})}
+    )
+    assert scoring.for_choice(data, synthetic) is data

@@ -11,7 +11,7 @@ from shared.config import parse_job
 from shared.errors import ConfigError, DataError, RunDirectoryError
 from simulations.partition.pool import read_pool
 from simulations.partition.sites import partition_sources, tables_to_read, write_run_partition
-from simulations.partition.written import find_written
+from simulations.partition.written import find_written, made_by
 
 COLUMNS = ("file_name", "text", "labels", "patient_id", "split", "scanner")
 
@@ -184,6 +184,18 @@ def test_what_cannot_be_pooled_is_refused(write_table, tmp_path):
         read_pool(find_sites(folder.parent, only=["all"]), folder.parent)
     with pytest.raises(ConfigError, match="leave it out"):
         partition_sources(tmp_path / "run", find_sites(outside), job_of(outside, keep_style=False))
+
+
+def test_a_partition_says_how_it_was_made(write_table, tmp_path):
+    folder = write_table({"north": rows_of(30), "south": rows_of(30, 30)})
+    rates = {"missing_image": 0.25, "noisy_pairs": {"site-02": 0.5}, "kinds": {"paired": 1.0}}
+    job = job_of(folder, by="iid", sites=2, **rates)
+    write_run_partition(tmp_path / "run", find_sites(folder), job)
+    assert made_by(tmp_path / "run" / "partition") == (
+        "Partition by iid, kinds = { paired = 1.0 }, missing_image = { all = 0.25 }, "
+        "noisy_pairs = { site-02 = 0.5 }, sites = 2. Test records are whole."
+    )
+    assert made_by(folder) == ""
 
 
 def test_other_folders_are_found_as_ever(write_table):

@@ -74,6 +74,14 @@ def test_pictures_depend_on_the_seed_only():
     assert (first != render_all(studies, Scanner(), [4])).mean() > 0.5
 
 
+def test_pictures_do_not_depend_on_how_many_are_painted_at_once(monkeypatch):
+    studies = draw_studies(20, dict.fromkeys(FINDINGS, 0.3), np.random.default_rng(0))
+    scanner = Scanner(blur=(1, 2), collimation=0.5, sharpen=1.0, grid=0.05, portable=0.5)
+    together = render_all(studies, scanner, [3])
+    monkeypatch.setattr("simulations.phantoms.render._AT_ONCE", 1)
+    np.testing.assert_array_equal(together, render_all(studies, scanner, [3]))
+
+
 def test_chronic_findings_and_anatomy_persist_within_a_patient():
     studies = draw_studies(600, {"nodule": 0.4, "edema": 0.4}, np.random.default_rng(1))
     visits = {}

@@ -190,8 +190,24 @@ def site(
         bytes_up=rounds * 1_310_000,
         bytes_down=rounds * 1_310_000,
         peak_memory_bytes=310_000_000,
-        gradient_norms={"image": [1.0] * rounds},
+        **tower_norms(kind, name, rounds),  # type: ignore[arg-type]
     )
+
+
+def tower_norms(kind: Kind, name: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Both towers' gradients fade, the image tower's more slowly: its lead grows."""
+    image = [2.0 * math.exp(-r / 40) + len(name) / 9 for r in range(rounds)]
+    text = [1.5 * math.exp(-r / 15) + len(name) / 30 for r in range(rounds)]
+    none = [0.0] * rounds
+    if kind == "text":
+        return {"gradient_norms": {"image": none, "text": text}, "discrepancy": {}}
+    if kind == "image":
+        return {"gradient_norms": {"image": image, "text": none}, "discrepancy": {}}
+    lead = [a / b for a, b in zip(image, text, strict=True)]
+    return {
+        "gradient_norms": {"image": image, "text": text},
+        "discrepancy": {"image": lead, "text": [1 / ratio for ratio in lead]},
+    }
 
 
 def build(sites: dict[str, SiteResult], **more: object) -> Results:

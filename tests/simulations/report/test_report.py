@@ -360,6 +360,24 @@ def _metrics(site: SiteResult, metric: Metric, value: float) -> dict[str, object
     return {"metrics": {**site.metrics, "personal": rows}}
 
 
+def test_a_page_says_who_decided_which_adapter_is_in_use(runs: Runs) -> None:
+    clean, validation = runs["clean"], "decided on each site&#8217;s validation patients"
+    assert validation in render(clean, {})
+    always = clean.model_copy(update={"personal_use": "always"})
+    page = render(always, {})
+    assert validation not in page
+    assert "because the job says so" in page
+    noisy = FIXTURES["personal_within_noise"](always)
+    words = next(li.words for li in limits(noisy) if li.head.startswith("Personal over shared"))
+    assert "because the job says so" in words
+    assert "validation" not in words
+    # A validation split that chose nothing cannot have been too large for the test split.
+    small = FIXTURES["test_against_validation"]
+    assert len(limits(small(clean))) == len(limits(small(always))) + 1
+    none = always.model_copy(update={"personalization": "none"})
+    assert "because the job says so" not in render(none, {})
+
+
 FIXTURES: dict[str, Callable[[Results], Results]] = {
     "not_finished": lambda r: r.model_copy(update={"status": "stopped"}),
     "not_in_last_round": lambda r: lose(r, "a", 20),

@@ -1,0 +1,1 @@
+"""Distillation at the server on a public paired set. ``weights`` needs NumPy only."""
