@@ -168,8 +168,8 @@ def test_the_comparison_jobs_are_read_and_their_methods_fit(name, command, tmp_p
     path = Path(str(files("simulations") / "jobs" / name))
     job = load_job(path)
     assert f"{job.name}.toml" == name
-    (line,) = re.findall(r"^#\s+consilia compare (\S+) --methods (\S+).* --seeds 5", path.read_text(),
-                         re.MULTILINE)  # fmt: skip
+    command_line = r"^#\s+consilia compare (\S+) --methods (\S+).* --seeds 5"
+    (line,) = re.findall(command_line, path.read_text(), re.MULTILINE)
     assert line[0].endswith(name)
 
     def reached(*_):
