@@ -198,6 +198,15 @@ class SiteAgent:
         """Give the kept answer once more."""
         return release_again(work.request, work.kept or b"", self._audit)
 
+    def refuse(self, request: Request, reason: str) -> bytes:
+        """Refuse a request without looking at it further; a task under way is not waited for.
+
+        Raises:
+            StorageError: If the audit log cannot be written; then nothing leaves.
+        """
+        log.warning("request refused: %s", reason)
+        return release_refusal(Answer(self._settings.name, request), reason, self._audit)
+
     def _refuse(self, request: Request | None, started: float, error: Exception) -> bytes:
         reason = reason_of(error)
         return release_refusal(self._reply(request, started), reason, self._audit)

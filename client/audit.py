@@ -11,6 +11,7 @@ waits once for all of their lines (``on_disk_together``) instead of once for eac
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         private_folder(path.parent)
         self.path = path
+        self._lock = threading.Lock()
         self._count, self._size, self._last = self._end()
 
     def append(self, *, run: str, round_number: int, what: str, body: bytes) -> None:
@@ -76,6 +78,10 @@ class AuditLog:
         Raises:
             StorageError: If it cannot be written; then the body must not leave.
         """
+        with self._lock:  # a refusal does not wait for a training to end
+            self._append(run, round_number, what, body)
+
+    def _append(self, run: str, round_number: int, what: str, body: bytes) -> None:
         if self._size != _size(self.path):  # another process of this site wrote in between
             self._count, self._size, self._last = self._end()
         entry = {

@@ -52,12 +52,12 @@ class SocketChannel:
 
     Args:
         path: The agent's socket.
-        timeout: Seconds that one request may take.
+        timeout: Seconds that one request may take; an agent's process answers long before.
         patience: Seconds to wait for an agent that is not there; a request that an agent
             left unanswered is asked again, because requests may be repeated.
     """
 
-    def __init__(self, path: Path, timeout: float = 6 * 3600.0, patience: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout: float = 600.0, patience: float = 30.0) -> None:
         self._address = _address(path)
         self._timeout = timeout
         self._patience = patience
@@ -87,19 +87,20 @@ class SocketChannel:
 
 
 @contextlib.contextmanager
-def serve(agent: AgentChannel, path: Path) -> Iterator[None]:
-    """Serve an agent at a socket while the block runs, one request at a time.
+def serve(agent: AgentChannel, path: Path, at_once: int = 1) -> Iterator[None]:
+    """Serve an agent at a socket while the block runs.
 
     Args:
         agent: Answers the requests.
         path: The socket; it is made readable and writable by its owner only. One that a
             killed agent left behind is replaced.
+        at_once: Requests that may wait for their answer at the same time.
 
     Raises:
         ConfigError: If the path is too long, no socket, or in use by another agent.
     """
     _make_room(path)
-    server = grpc.server(ThreadPoolExecutor(max_workers=1), options=_OPTIONS)
+    server = grpc.server(ThreadPoolExecutor(max_workers=at_once), options=_OPTIONS)
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
         try:
@@ -124,6 +125,17 @@ def serve(agent: AgentChannel, path: Path) -> Iterator[None]:
     finally:
         server.stop(grace=None).wait()
         path.unlink(missing_ok=True)
+
+
+def check_socket_path(path: Path) -> None:
+    """Raise unless a socket can have this path.
+
+    Raises:
+        ConfigError: If it is too long, or has characters that Flower cannot hand on.
+    """
+    _address(path)
+    if any(character in str(path) for character in "\"'\\\n"):
+        raise ConfigError(f"{path}: choose a path without quotation marks for the socket")
 
 
 def _bind(server: grpc.Server, path: Path) -> bool:

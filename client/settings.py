@@ -44,6 +44,27 @@ class SiteSettings:
         return self.state / "pixels"
 
 
+@dataclass(frozen=True)
+class AgentSettings:
+    """What an agent's process needs beside its site.
+
+    Attributes:
+        site: The site.
+        policy: The site's ``policy.toml``.
+        socket: Where the courier finds the agent; only the socket's owner can.
+        base: The base's folder here; without it only ``consilia-tiny`` can be used.
+        threads: Threads for numerical work; part of what makes results repeat bit for bit.
+        answer_seconds: A task that takes longer is answered with ``working``, and goes on.
+    """
+
+    site: SiteSettings
+    policy: Path
+    socket: Path
+    base: Path | None
+    threads: int
+    answer_seconds: float
+
+
 class _DataTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,9 +86,14 @@ class _SiteFile(BaseModel):
     references: dict[Literal["local"], Path] = {}
     proxy: Path | None = None
     """Table of the public paired set."""
+    policy: Path = Path("policy.toml")
+    socket: Path = Path("run/agent.sock")
+    base: Path | None = None
+    threads: Annotated[int, Field(ge=1)] = 1
+    answer_seconds: Annotated[float, Field(gt=0, le=40)] = 20.0
 
 
-def load_settings(path: Path) -> SiteSettings:
+def load_agent(path: Path) -> AgentSettings:
     """Read a ``site.toml``; relative paths start at the file's folder.
 
     Raises:
@@ -77,7 +103,7 @@ def load_settings(path: Path) -> SiteSettings:
         content = _SiteFile.model_validate(read_toml(path, "site file"))
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error, _SiteFile)}") from None
-    home, data = path.parent, content.data
+    home, data = path.absolute().parent, content.data
     table = home / data.table
     source = SiteSource(
         name=content.name,
@@ -91,8 +117,14 @@ def load_settings(path: Path) -> SiteSettings:
     references: dict[Model, Path] = {m: home / file for m, file in content.references.items()}
     public = None
     if content.proxy is not None:
-        path = home / content.proxy
-        public = SiteSource("proxy", path, path.parent)
-    return SiteSettings(
-        content.name, source, home / content.state, references, content.device, proxy=public
+        public = SiteSource("proxy", home / content.proxy, (home / content.proxy).parent)
+    return AgentSettings(
+        site=SiteSettings(
+            content.name, source, home / content.state, references, content.device, proxy=public
+        ),
+        policy=home / content.policy,
+        socket=home / content.socket,
+        base=home / content.base if content.base else None,
+        threads=content.threads,
+        answer_seconds=content.answer_seconds,
     )

@@ -17,8 +17,8 @@ from shared.files import storage_errors, write_whole
 
 EventKind = Literal[
     "run-started", "run-resumed", "site-described", "checkpoint-damaged",
-    "round-started", "site-replied", "site-dropped", "late-reply", "round-committed",
-    "round-failed", "phase-started", "phase-progress", "run-finished",
+    "round-started", "site-working", "site-replied", "site-dropped", "late-reply",
+    "round-committed", "round-failed", "phase-started", "phase-progress", "run-finished",
 ]  # fmt: skip
 
 FIELDS: Final[Mapping[EventKind, frozenset[str]]] = {
@@ -27,6 +27,7 @@ FIELDS: Final[Mapping[EventKind, frozenset[str]]] = {
     "site-described": frozenset({"records"}),
     "checkpoint-damaged": frozenset(),
     "round-started": frozenset({"cohort", "attempt", "factors"}),
+    "site-working": frozenset({"seconds"}),
     "site-replied": frozenset({"loss", "validation_loss", "seconds"}),
     "site-dropped": frozenset({"reason", "state"}),
     "late-reply": frozenset({"reason"}),

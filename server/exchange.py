@@ -1,5 +1,9 @@
 """Questions to sites and their answers: deadline, repetition, late answers.
 
+A site that needs longer answers that it is working, and is asked again at once. Over a network
+messages get lost without a word, so there a question is asked again after an error, and after a
+silence (``Persistence``); sites answer a question that they know from what they kept.
+
 Knows nothing of Flower: a ``Post`` carries bytes to a node and brings bytes back
 (``server.rounds.FlowerPost``). Each answer is judged as it comes and handed on at once, so
 that the caller can use it and drop it.
@@ -8,13 +12,14 @@ that the caller can use it and drop it.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal
 
 from server.events import EventLog
+from server.post import Outgoing, Post, Sheets
 from server.records import SURPLUS
 from server.validation import DUPLICATE, NEEDS_AGAIN, Admitted, Expected, Rejected, judge
 from shared.adapter import AdapterUpdate
-from shared.messages import Reply, RequestKind
+from shared.messages import Reply
 from shared.results import ParticipationState
 
 DEADLINE = "deadline"
@@ -23,59 +28,23 @@ NOT_CONNECTED = "not-connected"
 NO_REPLY = "no-reply"
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 1.0
+_LONGEST_REST = 30.0
+_SLOW_LINE = 200_000.0
+"""Bytes per second that a site's line has at least; a message on its way is not taken for lost."""
 
 
 @dataclass(frozen=True)
-class Letter:
-    """What came back for a message: a body, or the reason why there is none."""
+class Persistence:
+    """How often a site is asked that does not answer, until the deadline.
 
-    message_id: str
-    body: bytes | None
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Sheets:
-    """A request's body: what is one site's own, and then what all sites have in common.
-
-    The enclosure is one object for all, so that a round holds the adapter once however many
-    sites it asks.
+    Attributes:
+        after_failure: Seconds until it is asked again when its message failed.
+        after_silence: Seconds without any answer after which its message counts as lost. Longer
+            than a site takes to say that it is working, and than Flower takes to carry that.
     """
 
-    header: bytes
-    enclosure: bytes
-
-    def __len__(self) -> int:
-        return len(self.header) + len(self.enclosure)
-
-    def joined(self) -> bytes:
-        """Return the body as it reaches the site."""
-        return self.header + self.enclosure
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A request on its way to a node."""
-
-    node: int
-    kind: RequestKind
-    body: Sheets
-
-
-class Post(Protocol):
-    """Carries bodies to nodes; Flower's grid behind ``FlowerPost``."""
-
-    def nodes(self) -> list[int]:
-        """Return the numbers of all nodes that are connected."""
-        ...
-
-    def send(self, requests: Sequence[Outgoing]) -> list[str | None]:
-        """Send requests together; an id for each, ``None`` where it could not be sent."""
-        ...
-
-    def collect(self, message_ids: Sequence[str]) -> list[Letter]:
-        """Return what has come back for these messages, without waiting."""
-        ...
+    after_failure: float = 1.0
+    after_silence: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,12 +56,17 @@ class Question:
         node: Flower's number of it.
         expected: What an answer must look like.
         body: Makes the request; ``True`` puts every part of the shared adapter into it.
+        reminder: Makes the request without any part of it, for a site that is working on it.
+        failing_seconds: So long it is asked again after its message failed; until the deadline
+            if not given.
     """
 
     site: str
     node: int
     expected: Expected
     body: Callable[[bool], Sheets]
+    reminder: Callable[[], Sheets] | None = None
+    failing_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,10 +104,35 @@ class _Open:
 
     question: Question
     asked: float
-    full: bool = False
+    enclosed: Literal["missing", "all", "nothing"] = "missing"
+    """Which parts of the shared adapter go with it."""
+    largest: int = 0
+    """Bytes of its largest message; the answer may have as many."""
+    sent: float = 0.0
+    due: float = 0.0
+    """When it is to be asked again, if its message failed."""
+    failures: int = 0
     transfer: float = 0.0
     up: int = 0
     down: int = 0
+
+    def sheets(self) -> Sheets:
+        """Return the request as it is to be sent now."""
+        if self.enclosed == "nothing" and self.question.reminder is not None:
+            return self.question.reminder()
+        return self.question.body(self.enclosed == "all")
+
+    def again(self, verdict: Admitted | Rejected | None) -> bool:
+        """Tell whether it is to be sent again at once, and with what."""
+        if not isinstance(verdict, Rejected):
+            return False
+        if verdict.working:
+            self.enclosed = "nothing"
+            return True
+        if verdict.needs and self.enclosed != "all":
+            self.enclosed = "all"
+            return True
+        return False
 
     def close(
         self,
@@ -166,12 +165,14 @@ class Exchange:
         events: Where answers that come too late are noted.
         clock: Monotonic seconds.
         sleep: Waits for so many seconds.
+        persistence: How a site that does not answer is asked again; not at all if ``None``.
     """
 
     post: Post
     events: EventLog
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    persistence: Persistence | None = None
     _given_up: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Site and round of messages closed without an answer; what still comes is dropped.
 
@@ -191,11 +192,13 @@ class Exchange:
         """
         begun = self.clock()
         waiting: dict[str, _Open] = {}
-        yield from self._send([_Open(question, begun) for question in questions], waiting)
+        resting: list[_Open] = []
+        first = [_Open(question, begun) for question in questions]
+        yield from self._send(first, waiting, resting)
         admitted, progress = 0, begun
-        while waiting and (enough is None or admitted < enough):
+        while (waiting or resting) and (enough is None or admitted < enough):
             quiet = True
-            for answer in self._collect(waiting):
+            for answer in self._collect(waiting, resting):
                 quiet = False
                 admitted += answer.state == "in"
                 yield answer
@@ -205,14 +208,33 @@ class Exchange:
                 continue
             if now >= begun + seconds:
                 break
+            self._repeat(waiting, resting, now)
             self.sleep(min(_pause(now - progress), begun + seconds - now))
         missed = enough is None or admitted < enough
-        for message_id, closed in waiting.items():
-            self._given_up[message_id] = _whose(closed.question)
-            state: ParticipationState = "missing" if missed else "idle"
+        self._given_up |= {key: _whose(one.question) for key, one in waiting.items()}
+        state: ParticipationState = "missing" if missed else "idle"
+        for closed in {id(one): one for one in [*waiting.values(), *resting]}.values():
             yield closed.close(self.clock(), state, DEADLINE if missed else SURPLUS)
 
-    def _send(self, opened: Sequence[_Open], waiting: dict[str, _Open]) -> Iterator[Answer]:
+    def _repeat(self, waiting: dict[str, _Open], resting: list[_Open], now: float) -> None:
+        """Ask those again whose message failed, or was not answered for too long."""
+        if self.persistence is None:
+            return
+        due = [one for one in resting if one.due <= now]
+        resting[:] = [one for one in resting if one.due > now]
+        patience = self.persistence.after_silence
+        # The message that was lost may still be answered; the question has two messages then.
+        silent = {
+            id(one): one
+            for one in waiting.values()
+            if now - one.sent > patience + one.largest / _SLOW_LINE
+        }
+        for _ in self._send([*due, *silent.values()], waiting, resting):
+            raise AssertionError("with persistence no question ends by not being sent")
+
+    def _send(
+        self, opened: Sequence[_Open], waiting: dict[str, _Open], resting: list[_Open]
+    ) -> Iterator[Answer]:
         """Send all together; yield what could not be sent.
 
         Which sites are sent to together depends on the list alone, and not on what each holds
@@ -223,19 +245,33 @@ class Exchange:
         begun = self.clock()
         requests = []
         for one in opened:
-            body = one.question.body(one.full)
+            body = one.sheets()
             one.down += len(body)
+            one.largest = max(one.largest, len(body))
+            one.sent = begun
             requests.append(Outgoing(one.question.node, one.question.expected.kind, body))
         ids = self.post.send(requests)
         share = (self.clock() - begun) / len(opened)
         for one, message_id in zip(opened, ids, strict=True):
             one.transfer += share
-            if message_id is None:
-                yield one.close(self.clock(), "missing", NOT_SENT)
-            else:
+            if message_id is not None:
                 waiting[message_id] = one
+            elif not self._rest(one, waiting, resting):
+                yield one.close(self.clock(), "missing", NOT_SENT)
 
-    def _collect(self, waiting: dict[str, _Open]) -> Iterator[Answer]:
+    def _rest(self, one: _Open, waiting: Mapping[str, _Open], resting: list[_Open]) -> bool:
+        """Put a question aside whose message failed, to ask it again; tell whether that is done."""
+        limit, now = one.question.failing_seconds, self.clock()
+        if self.persistence is None or (limit is not None and now > one.asked + limit):
+            return False
+        if not any(other is one for other in waiting.values()):
+            pause = min(self.persistence.after_failure * 2**one.failures, _LONGEST_REST)
+            one.failures += 1
+            one.due = now + pause
+            resting.append(one)
+        return True
+
+    def _collect(self, waiting: dict[str, _Open], resting: list[_Open]) -> Iterator[Answer]:
         """Look once for what has come, and yield the answers that end a question."""
         begun = self.clock()
         letters = self.post.collect([*waiting, *self._given_up])
@@ -248,11 +284,17 @@ class Exchange:
             if opened is None:
                 self._drop(letter.message_id, answered)
                 continue
+            if any(one is opened for one, _, _ in came):
+                continue  # its other message was answered too
             answered[letter.message_id] = _whose(opened.question)
             verdict = None
             if letter.body is not None:
                 opened.up += len(letter.body)
-                verdict = judge(letter.body, opened.question.expected)
+                verdict = (
+                    Rejected(letter.refused)
+                    if letter.refused
+                    else judge(letter.body, opened.question.expected)
+                )
             came.append((opened, letter.failure, verdict))
         # Only what the sites' own work does not explain is the cost of the transfer.
         work = sum(v.reply.seconds for _, _, v in came if v is not None and v.reply is not None)
@@ -262,12 +304,24 @@ class Exchange:
         while came:  # an update is dropped here as soon as its taker is done with it
             opened, failure, verdict = came.pop()
             opened.transfer += share
-            if isinstance(verdict, Rejected) and verdict.needs and not opened.full:
-                opened.full = True
+            if verdict is None and self._rest(opened, waiting, resting):
+                continue
+            if self.persistence is not None:  # it may have had two messages, or been put aside
+                for key in [key for key, one in waiting.items() if one is opened]:
+                    del waiting[key]
+                resting[:] = [one for one in resting if one is not opened]
+            if opened.again(verdict):
+                self._tell_working(opened, verdict)
                 again.append(opened)
                 continue
             yield self._end(opened, failure, verdict)
-        yield from self._send(again, waiting)
+        yield from self._send(again, waiting, resting)
+
+    def _tell_working(self, opened: _Open, verdict: Admitted | Rejected | None) -> None:
+        if isinstance(verdict, Rejected) and verdict.working and verdict.reply is not None:
+            site, round_number = _whose(opened.question)
+            seconds = verdict.reply.seconds
+            self.events.emit("site-working", round_number=round_number, site=site, seconds=seconds)
 
     def _end(
         self, opened: _Open, failure: str | None, verdict: Admitted | Rejected | None

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from server.cohort import choose_cohort, least_replies
-from server.exchange import NOT_CONNECTED, Question, Sheets
+from server.exchange import NOT_CONNECTED, Question
+from server.post import Sheets
 from server.records import Contribution
 from server.roster import KnownSite, Roster
 from server.validation import Expected
@@ -173,7 +174,10 @@ class Asking:
             wanted = tuple(part for part in digests if full or held.get(part) != digests[part])
             return Sheets(encode_header(request), self._enclosure(rank, wanted))
 
-        return Question(site.name, site.node, expected, sheets)
+        def reminder() -> Sheets:
+            return Sheets(encode_header(request), self._enclosure(rank, ()))
+
+        return Question(site.name, site.node, expected, sheets, reminder)
 
     def _enclosure(self, rank: int, wanted: tuple[Part, ...]) -> bytes:
         """Return the job and the wanted parts in bytes, the same object for all sites of a rank."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from server.cohort import least_replies
 from server.events import EventLog
-from server.exchange import Answer, Exchange, Question, Sheets
+from server.exchange import Answer, Exchange, Question
+from server.post import Sheets
 from server.validation import Expected
 from shared.adapter import Tower
 from shared.config import JobConfig
@@ -143,7 +144,17 @@ class Roster:
         request = self.request()
         body = Sheets(encode_header(request), enclose(request.job, {}))
         expected = Expected("describe", request.run, request.round, request.attempt, site=None)
-        return [Question(_stand_in(node), node, expected, lambda _: body) for node in nodes]
+        return [
+            Question(
+                _stand_in(node),
+                node,
+                expected,
+                lambda _: body,
+                # One that is only working, such as on its pictures, is waited for.
+                failing_seconds=_NEWCOMER_SECONDS,
+            )
+            for node in nodes
+        ]
 
     def _greet(self, answers: Iterator[Answer]) -> None:
         for answer in answers:

@@ -18,16 +18,18 @@ from server.aggregation.base import whole
 from server.aggregation.error import ProductError
 from server.checkpoint import RunStore
 from server.events import Event, EventLog
-from server.exchange import Answer, Exchange, Letter, Outgoing
+from server.exchange import Answer, Exchange, Persistence
 from server.history import RunHistory
 from server.opened import OpenRound
 from server.outcome import RunOutcome, SiteLog, build_outcome
 from server.phases import CLOSING_PHASES, ClosingPhases
 from server.planning import Asking, plan_round
+from server.post import Letter, Outgoing, Post
 from server.proxy.step import Distiller, RoundUpdates
 from server.records import RoundRecord, RunStatus
 from server.roster import Roster
 from server.run_files import DamagedCheckpointError
+from server.signed_post import CoordinatorIdentity, SignedPost
 from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
 from shared.errors import (
@@ -115,6 +117,8 @@ class RoundEngine:
         aggregator: The rule; the job's if not given.
         before_evaluation: Called once before the sites are asked to evaluate.
         distiller: Of jobs with a public set.
+        persistence: How a site that does not answer is asked again; not at all if not given.
+        identity: Signs requests and knows the sites' keys; unsigned without it.
         clock: Monotonic seconds.
         sleep: Waits for so many seconds.
     """
@@ -129,6 +133,8 @@ class RoundEngine:
     aggregator: Aggregator | None = None
     before_evaluation: Callable[[], None] | None = None
     distiller: Distiller | None = None
+    persistence: Persistence | None = None
+    identity: CoordinatorIdentity | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _records: list[RoundRecord] = field(default_factory=list, init=False)
@@ -138,8 +144,10 @@ class RoundEngine:
         config = self.job.aggregate
         self._rule = self.aggregator or AGGREGATORS[config.rule](config)
         self._events = EventLog(self.store.events_path, self.on_event)
-        post = FlowerPost(self.grid, time_to_live=max(600.0, 2 * config.deadline_seconds))
-        self._exchange = Exchange(post, self._events, self.clock, self.sleep)
+        post: Post = FlowerPost(self.grid, time_to_live=max(600.0, 2 * config.deadline_seconds))
+        if self.identity is not None:
+            post = SignedPost(post, self.identity)
+        self._exchange = Exchange(post, self._events, self.clock, self.sleep, self.persistence)
         self._roster = Roster(self.job, self._exchange, self._events, self._describe_request)
 
     def run(self) -> RunOutcome:

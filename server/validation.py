@@ -127,11 +127,13 @@ class Rejected:
         reason: One of the codes of this module, or the site's own code if it refused.
         reply: The reply, as far as it could be read and belongs to the question.
         needs: Whether the site only asks for the missing parts of the shared adapter.
+        working: Whether the site only says that it needs longer.
     """
 
     reason: str
     reply: Reply | None = None
     needs: bool = False
+    working: bool = False
 
 
 def judge(body: bytes, expected: Expected) -> Admitted | Rejected:
@@ -150,8 +152,9 @@ def judge(body: bytes, expected: Expected) -> Admitted | Rejected:
     reason = _binding(reply, expected)
     if reason:
         return Rejected(reason)
-    if reply.status == "needs":
-        return Rejected("needs", reply, needs=True)
+    if reply.status in ("needs", "working"):
+        needs = reply.status == "needs"
+        return Rejected(reply.status, reply, needs=needs, working=not needs)
     if reply.status == "refused":
         return Rejected(reason_code(reply.reason), reply)
     return admit(reply, tensors, expected)

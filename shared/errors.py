@@ -70,6 +70,10 @@ class BaseModelError(InputError):
     """A base checkpoint is missing, damaged, of an unknown family, or has another hash."""
 
 
+class IdentityError(InputError):
+    """A key, certificate, kit or list of sites is missing, damaged, foreign or no secret."""
+
+
 class RunDirectoryError(InputError):
     """A folder is not a run, or a run of another version or job."""
 

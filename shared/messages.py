@@ -55,7 +55,9 @@ class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class _RequestHeader(_Header):
+class RequestHeader(_Header):
+    """What a request says beside its job; see ``Request``."""
+
     kind: RequestKind
     protocol: Literal[2] = 2
     run: Annotated[str, Field(min_length=1, max_length=200)]
@@ -72,7 +74,7 @@ class _RequestHeader(_Header):
     parts: dict[Part, Sha256] = {}
 
 
-class Request(_RequestHeader):
+class Request(RequestHeader):
     """What the coordinator asks of a site.
 
     The shared adapter travels in parts, ``A``, ``B`` and ``residual``, and what stands for it in
@@ -122,7 +124,8 @@ class Reply(_Header):
 
     Attributes:
         status: ``ok``; ``refused`` by policy or because the site cannot contribute;
-            ``needs`` if a part of the shared adapter is missing at the site.
+            ``needs`` if a part of the shared adapter is missing at the site; ``working`` if the
+            site needs longer and is to be asked again.
         reason: Code such as ``loss-not-finite`` or ``policy-base``.
         detail: One sentence that may leave the site.
         holds: Digests of the parts that the site now holds.
@@ -136,7 +139,7 @@ class Reply(_Header):
     round: int
     attempt: int
     site: SiteName
-    status: Literal["ok", "refused", "needs"] = "ok"
+    status: Literal["ok", "refused", "needs", "working"] = "ok"
     reason: str | None = None
     detail: str = ""
     holds: dict[Part, Sha256] = {}
@@ -181,7 +184,7 @@ def decode_request(body: bytes) -> tuple[Request, Packed]:
     """
     text, start = _header_of(body)
     try:
-        header = _RequestHeader.model_validate_json(text)
+        header = RequestHeader.model_validate_json(text)
         enclosure = _opened(body, start)
     except ValidationError as error:
         raise WireError(f"request: {_brief(error)}") from None
@@ -204,6 +207,18 @@ def decode_reply(body: bytes) -> tuple[Reply, Packed]:
         raise WireError(f"reply: {_brief(error)}") from None
 
 
+def decode_request_header(body: bytes) -> RequestHeader:
+    """Return a request's header; its enclosure need not be there.
+
+    Raises:
+        WireError: If it does not follow the protocol.
+    """
+    try:
+        return RequestHeader.model_validate_json(_header_of(body)[0])
+    except ValidationError as error:
+        raise WireError(f"request: {_brief(error)}") from None
+
+
 def question_of(body: bytes) -> str:
     """Return what tells a question from others: the sha256 of its header.
 
@@ -214,6 +229,16 @@ def question_of(body: bytes) -> str:
         WireError: If the body has no header.
     """
     return hashlib.sha256(_header_of(body)[0]).hexdigest()
+
+
+def halves(body: bytes) -> tuple[bytes, bytes]:
+    """Return a body's header, as ``encode_header`` gives it, and its enclosure.
+
+    Raises:
+        WireError: If the body has no header.
+    """
+    _, end = _header_of(body)
+    return body[:end], body[end:]
 
 
 def parts_of(shared: SharedAdapter) -> dict[Part, Adapter]:

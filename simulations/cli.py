@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from client.cli import app as client_app
+from server.cli import app as server_app
 from shared.errors import ConsiliaError, DataError, InterruptedRunError
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ data_app = typer.Typer(
     no_args_is_help=True, suggest_commands=False, help="Check, describe and make site folders."
 )
 app.add_typer(data_app, name="data")
+app.add_typer(server_app, name="server")
+app.add_typer(client_app, name="client")
 
 JobFile = Annotated[
     Path | None,

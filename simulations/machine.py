@@ -2,7 +2,6 @@
 
 import functools
 import importlib.metadata
-import os
 import platform
 import resource
 import signal
@@ -13,13 +12,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from threadpoolctl import threadpool_limits
 
+from client.compute import settle_process
 from client.device_faults import DEVICE_LOST
 from server.events import Event
 from shared.config import JobConfig
 from shared.errors import ConfigError, TrainingError
-from shared.memory import keep_freed_memory
 from shared.model.encoder import DualEncoder
 from simulations.startup import loading
 
@@ -32,16 +30,7 @@ def settle(job: JobConfig) -> str:
     Raises:
         ConfigError: If the job asks for CUDA and there is none.
     """
-    keep_freed_memory()
-    torch.set_num_threads(job.simulation.threads)
-    # NumPy's too: decompositions may round otherwise, and its threads keep torch's from working.
-    threadpool_limits(job.simulation.threads, user_api="blas")
-    # As torch.use_deterministic_algorithms, without loading inductor, which compiled.py does.
-    torch.set_deterministic_debug_mode("warn")
-    # Only a help for finding reads of what was never written, and 5 % of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # cuBLAS is only deterministic with a fixed workspace; it reads this when it starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settle_process(job.simulation.threads)
     wanted = job.simulation.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("simulation.device = 'cuda': this machine has no CUDA device; use 'cpu'")

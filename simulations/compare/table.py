@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from shared.metrics import METRICS
-from shared.page.numbers import reading
+from shared.page.numbers import listing, reading
 from shared.results import Estimate, Metric
 from simulations.compare.choice import Choice
 from simulations.compare.methods import REFERENCES, Method
@@ -120,9 +120,13 @@ def _row(
         if entry is not None:
             cells[measure] = entry
     notes = [choice.note] if choice.note else []
+    reasons: dict[str, list[str]] = {}
     for seed, each in zip(seeds, found, strict=True):
         if each is not None and each.reason:
-            notes.append(f"seed {seed}: {each.reason}")
+            reasons.setdefault(each.reason, []).append(str(seed))
+    notes += [
+        f"seed{'s' if len(of) > 1 else ''} {listing(of, 12)}: {why}" for why, of in reasons.items()
+    ]
     tried = [
         Rate(
             rate=t.rate,

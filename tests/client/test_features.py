@@ -16,7 +16,7 @@ from client.features import Contrast, begin_exchange, check_common, embedded, pu
 from client.policy import SitePolicy, simulation_policy
 from client.proxy import load_proxy, read_proxy_set
 from client.release import Answer, release_features
-from client.settings import SiteSettings, load_settings
+from client.settings import SiteSettings, load_agent
 from client.training import SiteTask, fresh_adapter, train_shared
 from shared.adapter import SharedAdapter
 from shared.config import JobConfig, LoraConfig, ModelConfig, ProxyConfig, parse_job
@@ -97,9 +97,9 @@ def test_a_site_without_a_set_refuses(source, encoder, tmp_path):
 def test_a_site_file_names_the_set(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text('name = "n"\nstate = "s"\nproxy = "p/metadata.csv"\n[data]\ntable = "d.csv"\n')
-    assert load_settings(path).proxy.table == tmp_path / "p" / "metadata.csv"
+    assert load_agent(path).site.proxy.table == tmp_path / "p" / "metadata.csv"
     path.write_text('name = "n"\nstate = "s"\n[data]\ntable = "d.csv"\n')
-    assert load_settings(path).proxy is None
+    assert load_agent(path).site.proxy is None
 
 
 # --- the loss ---

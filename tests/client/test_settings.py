@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.settings import load_settings
+from client.settings import load_agent
 from shared.errors import ConfigError
 
 GOOD = """
@@ -22,7 +22,7 @@ local = "local.safetensors"
 def test_a_site_file_is_read(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text(GOOD)
-    site = load_settings(path)
+    site = load_agent(path).site
     assert site.name == site.source.name == "north"
     assert site.state == tmp_path / "state"
     assert site.source.table == tmp_path / "data" / "metadata.csv"
@@ -48,10 +48,10 @@ def test_a_mistake_is_named_in_one_line(tmp_path, old, new, key):
     path = tmp_path / "site.toml"
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(ConfigError, match=key) as caught:
-        load_settings(path)
+        load_agent(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no such site file"):
-        load_settings(tmp_path / "site.toml")
+        load_agent(tmp_path / "site.toml")

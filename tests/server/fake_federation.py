@@ -36,6 +36,7 @@ from shared.messages import (
 )
 from shared.privacy.clipping import clip
 from shared.results import SiteEvaluation
+from shared.security.claims import split_signed
 from shared.wire import body_of, to_reply
 
 LAYOUT = AdapterLayout(
@@ -210,7 +211,7 @@ class FakeGrid(Grid):
             message.metadata.__dict__["_message_id"] = message_id
             ids.append(message_id)
             site = self.sites[message.metadata.dst_node_id]
-            request, _ = decode_request(body_of(message))
+            request, _ = decode_request(split_signed(body_of(message))[1])
             wish = self.on_push(site, request)
             if wish == "lost":
                 continue

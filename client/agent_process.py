@@ -1,0 +1,157 @@
+"""``consilia client agent``: the site's agent as a process that stays.
+
+It needs no network, keeps the encoder between requests, and serves one run after another. Only
+one agent works on a site's state at a time.
+"""
+
+import fcntl
+import logging
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from client.agent import SiteAgent
+from client.compute import settle_process
+from client.patience import PatientAgent
+from client.policy import SitePolicy
+from client.service import serve
+from client.settings import AgentSettings, load_agent
+from client.signed_agent import signed
+from client.state import private_folder
+from shared.config import JobConfig
+from shared.errors import BaseModelError, ConfigError
+from shared.files import storage_errors
+from shared.memory import give_memory_back
+from shared.model.base import TINY, base_digest, find_base
+from shared.model.encoder import DualEncoder
+from shared.processes import until_signal
+
+_AT_ONCE = 4
+"""Couriers, and whoever looks whether the agent is there."""
+
+
+def run_agent(config: Path) -> int:
+    """Serve the site of a ``site.toml`` until a signal; return the exit code.
+
+    Raises:
+        ConfigError: If site or policy file cannot be used, the data are not there, or another
+            agent works on the same state or socket.
+        BaseModelError: If the site's base cannot be read.
+        StorageError: If the state's folder cannot be written.
+    """
+    # The agent loads what is on its disk, and asks nobody.
+    os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    settings = load_agent(config)
+    policy = SitePolicy.load(settings.policy)
+    if not settings.site.source.table.is_file():
+        raise ConfigError(
+            f"{config}: data.table = {str(settings.site.source.table)!r}: no such file; expected "
+            "the site's metadata table"
+        )
+    base = base_digest(settings.base or find_base(TINY))
+    with until_signal() as stopped, _held(settings.site.state):
+        settle_process(settings.threads)
+        site = site_agent(settings, policy)
+        name, state = settings.site.name, settings.site.state
+        patient = PatientAgent(_Threaded(site, settings.threads), name, settings.answer_seconds)
+        home = config.absolute().parent
+        agent = signed(patient, site.refuse, home, name, state / "asked.json")
+        _private_place(settings.socket.parent)
+        with serve(agent, settings.socket, _AT_ONCE):
+            _say(f"agent {settings.site.name} ready, base {base[:12]}, at {settings.socket}")
+            stopped.wait()
+        _say(f"agent {settings.site.name} stopped")
+    if threading.active_count() > 1:
+        # In the middle of a task: files are whole at any moment, and it is begun again.
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def site_agent(settings: AgentSettings, policy: SitePolicy) -> SiteAgent:
+    """Return the agent of a site; it loads the base at its first request."""
+
+    def encoder(job: JobConfig) -> DualEncoder:
+        model = job.model.model_copy(update={"base": _own_base(settings, job)})
+        return DualEncoder.load(model, job.lora, settings.site.device)
+
+    return SiteAgent(settings.site, policy, encoder)
+
+
+def _own_base(settings: AgentSettings, job: JobConfig) -> str:
+    """Return where the base is here; a job's own paths are the coordinator's, and not followed.
+
+    Raises:
+        BaseModelError: If the site has no base that the job could mean.
+    """
+    if settings.base is not None:
+        return str(settings.base)
+    if job.model.base == TINY:
+        return TINY
+    raise BaseModelError(
+        "the job's base is not here; copy it to this machine and give its folder as base in "
+        "site.toml"
+    )
+
+
+class _Threaded:
+    """An agent whose answers are worked out with a number of threads, whoever calls it."""
+
+    def __init__(self, agent: SiteAgent, threads: int) -> None:
+        self._agent = agent
+        self._threads = threads
+
+    def handle(self, body: bytes) -> bytes:
+        """Return the answer to a request."""
+        torch.set_num_threads(self._threads)  # counts for the thread that calls it
+        answer = self._agent.handle(body)
+        give_memory_back()
+        return answer
+
+
+@contextmanager
+def _held(state: Path) -> Iterator[None]:
+    """Hold a site's state for this process.
+
+    Raises:
+        ConfigError: If another agent holds it.
+        StorageError: If it cannot be made.
+    """
+    private_folder(state)
+    with storage_errors(f"{state / 'lock'}: cannot be made"):
+        lock = (state / "lock").open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{state}: another agent works on this site's state; stop it first"
+            ) from None
+        yield
+
+
+def _private_place(folder: Path) -> None:
+    """Make the socket's folder, or check the one that is there.
+
+    Raises:
+        ConfigError: If others than its owner and group may enter it.
+    """
+    if not folder.exists():
+        private_folder(folder)
+    elif folder.stat().st_mode & stat.S_IRWXO:
+        raise ConfigError(
+            f"{folder}: anybody on this machine may enter the socket's folder; choose a folder of "
+            f"its own, or run: chmod 700 {folder}"
+        )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

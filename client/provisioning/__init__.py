@@ -1,0 +1,1 @@
+"""A site's side of a consortium: its keys, and what it knows of the others."""

@@ -1,0 +1,113 @@
+"""The watcher: a run whose ServerApp died is handed to Flower again, until it is finished.
+
+Flower does not start a dead ServerApp again. What is true of a run is ours to know: its lock is
+held while a ServerApp works on it, and the history says whether it is finished. A run that is
+wanted, not finished and held by nobody is submitted again and goes on from its last committed
+round. The watcher keeps nothing in memory that it could not do without, so it may be killed too.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.flower_app import start_vehicle, stop_vehicle
+from server.history import RunHistory
+from server.home import CoordinatorHome
+from server.run_files import is_locked
+from server.vehicle import Vehicle, read_vehicle, write_vehicle
+from shared.errors import ConsiliaError
+from shared.processes import Unit, until_signal
+
+ENDED = frozenset({"finished", "finished-incomplete", "failed"})
+"""States that a run reached by itself; whoever wants to go on after a failure says so."""
+
+_LOOK_SECONDS = 0.5
+_GONE_SECONDS = 2.0
+"""So long after its lock was let go a ServerApp counts as dead."""
+_GRACE_SECONDS = 30.0
+"""So long a ServerApp may take to start."""
+
+
+@dataclass
+class Watcher:
+    """Looks after the runs of a coordinator.
+
+    Attributes:
+        home: The coordinator's folder.
+        again: Ends one of Flower's runs and starts another; returns its number.
+        clock: Monotonic seconds.
+    """
+
+    home: CoordinatorHome
+    again: Callable[[str, Vehicle], int]
+    clock: Callable[[], float] = time.monotonic
+    _held: dict[tuple[str, int], bool] = field(default_factory=dict)
+    _since: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Look at every run once.
+
+        Raises:
+            ConsiliaError: If the history or Flower cannot be used at the moment.
+        """
+        for folder in sorted(self.home.runs.glob("*/vehicle.json")):
+            vehicle = read_vehicle(folder.parent)
+            if vehicle is not None and vehicle.wanted:
+                self._look_at(folder.parent, vehicle)
+
+    def _look_at(self, run: Path, vehicle: Vehicle) -> None:
+        key, now = (run.name, vehicle.flower_run), self.clock()
+        held = is_locked(run)
+        if held or key not in self._since:
+            self._held[key], self._since[key] = bool(held), now
+            return
+        patience = _GONE_SECONDS if self._held[key] else _GRACE_SECONDS
+        if now - self._since[key] < patience:
+            return
+        self._since[key] = now
+        if self._ended(run.name):
+            write_vehicle(run, Vehicle(vehicle.flower_run, wanted=False))
+        elif self.home.answers():  # otherwise the SuperLink is on its way back
+            flower_run = self.again(run.name, vehicle)
+            write_vehicle(run, Vehicle(flower_run))
+
+    def _ended(self, run: str) -> bool:
+        with RunHistory(self.home.history_url) as history:
+            return history.knows(run) and history.run(run).status in ENDED
+
+
+def watch_unit(home: CoordinatorHome, environment: Mapping[str, str]) -> Unit:
+    """Return the watcher as a program of its own."""
+    command = [sys.executable, "-m", "server.watch", str(home.folder)]
+    return Unit("watch", [command], home.logs / "watch.log", environment)
+
+
+def main() -> None:
+    """Watch the runs of the folder that is the first argument, until a signal."""
+    home = CoordinatorHome.at(Path(sys.argv[1]))
+
+    def again(run: str, vehicle: Vehicle) -> int:
+        stop_vehicle(home, vehicle.flower_run)
+        flower_run = start_vehicle(home, run)
+        _note(f"run {run}: its ServerApp was gone; goes on as Flower's run {flower_run}")
+        return flower_run
+
+    watcher = Watcher(home, again)
+    with until_signal() as stopped:
+        while not stopped.is_set():
+            try:
+                watcher.look()
+            except ConsiliaError as error:
+                _note(str(error))
+            stopped.wait(_LOOK_SECONDS)
+
+
+def _note(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
