@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 TRACEBACK = "CONSILIA_TRACEBACK"
 """Environment variable that shows the traceback of an error that should not happen."""
+
+LANE = "sites-"
+"""How the names of the threads begin in which sites train (``simulations.grid``)."""
 
 _INTERRUPTED = 130
 """What Typer returns for Ctrl-C; no exit code of ours."""
@@ -336,6 +340,22 @@ def _out() -> "Console":
     return Console()
 
 
+def command() -> None:
+    """Run the command as a process of its own, which ends at once if sites are still training.
+
+    Their threads do not survive the end of Python: torch then aborts the process, after it has
+    said that it stopped.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if any(thread.name.startswith(LANE) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
 def main() -> None:
     """Run the command; errors become one line and an exit code, never a traceback."""
     try:
@@ -413,4 +433,4 @@ def _print_error(error: ConsiliaError) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

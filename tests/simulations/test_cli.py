@@ -34,3 +34,22 @@ def test_every_command_explains_itself():
             check=True,
         )
         assert "Usage" in done.stdout
+
+
+def test_a_command_that_is_stopped_while_sites_train_ends_at_once():
+    script = (
+        "import atexit, threading, time\n"
+        "from shared.errors import InterruptedRunError\n"
+        "from simulations import cli\n"
+        "def stopped(**_):\n"
+        "    raise InterruptedRunError('go on with --resume')\n"
+        "cli.app = stopped\n"
+        "atexit.register(print, 'Python ended')\n"
+        "threading.Thread(target=time.sleep, args=(60,), name='sites-0', daemon=True).start()\n"
+        "cli.command()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "consilia: stopped: go on with --resume\n"
