@@ -1,6 +1,6 @@
 # make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
 # make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
-.PHONY: help setup demo test check setup-browser setup-ray lock test-slow test-kill test-ray test-gpu study bench bench-gpu tiny clean
+.PHONY: help setup demo test check setup-browser setup-postgres setup-ray lock test-slow test-deployment test-kill test-ray test-gpu study bench bench-gpu tiny clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ $(VENV)/.ready: requirements.lock scripts/setup
 demo: setup
 	$(BIN)/consilia simulate
 
-test: setup setup-browser
+test: setup setup-browser setup-gateway setup-postgres
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -35,13 +35,25 @@ check: setup
 setup-browser: setup
 	@scripts/setup-browser
 
+# PostgreSQL, for the tests of the run history.
+setup-postgres:
+	@scripts/setup-postgres
+
+# nginx, for the tests of the gateway.
+setup-gateway: setup
+	@scripts/setup-gateway
+
 # Flower's simulation engine (Ray), for --engine flower.
 setup-ray: setup
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-ray.lock
 
 # Tests of minutes: kills and resumes, Flower's engine, memory over 200 sites and 50 rounds.
-test-slow: setup setup-ray
+test-slow: setup setup-ray setup-gateway setup-postgres
 	$(BIN)/python -m pytest -m slow
+
+# Processes of a deployment, killed one by one (about 15 minutes).
+test-deployment: setup setup-gateway
+	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_processes.py tests/integration/test_gateway.py
 
 test-kill: setup
 	$(BIN)/python -m pytest -m slow tests/integration/test_kill.py

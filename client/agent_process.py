@@ -4,14 +4,11 @@ It needs no network, keeps the encoder between requests, and serves one run afte
 one agent works on a site's state at a time.
 """
 
-import fcntl
 import logging
 import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,7 +23,7 @@ from client.signed_agent import signed
 from client.state import private_folder
 from shared.config import JobConfig
 from shared.errors import BaseModelError, ConfigError
-from shared.files import storage_errors
+from shared.files import held
 from shared.memory import give_memory_back
 from shared.model.base import TINY, base_digest, find_base
 from shared.model.encoder import DualEncoder
@@ -34,6 +31,8 @@ from shared.processes import until_signal
 
 _AT_ONCE = 4
 """Couriers, and whoever looks whether the agent is there."""
+
+_TAKEN = "another agent works on this site's state; stop it first"
 
 
 def run_agent(config: Path) -> int:
@@ -56,7 +55,8 @@ def run_agent(config: Path) -> int:
             "the site's metadata table"
         )
     base = base_digest(settings.base or find_base(TINY))
-    with until_signal() as stopped, _held(settings.site.state):
+    private_folder(settings.site.state)
+    with until_signal() as stopped, held(settings.site.state, _TAKEN):
         settle_process(settings.threads)
         site = site_agent(settings, policy)
         name, state = settings.site.name, settings.site.state
@@ -114,27 +114,6 @@ class _Threaded:
         answer = self._agent.handle(body)
         give_memory_back()
         return answer
-
-
-@contextmanager
-def _held(state: Path) -> Iterator[None]:
-    """Hold a site's state for this process.
-
-    Raises:
-        ConfigError: If another agent holds it.
-        StorageError: If it cannot be made.
-    """
-    private_folder(state)
-    with storage_errors(f"{state / 'lock'}: cannot be made"):
-        lock = (state / "lock").open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{state}: another agent works on this site's state; stop it first"
-            ) from None
-        yield
 
 
 def _private_place(folder: Path) -> None:

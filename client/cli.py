@@ -27,24 +27,30 @@ def agent(
 
 @app.command()
 def courier(
-    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The coordinator.")],
-    socket: Annotated[Path, typer.Option(help="The agent's socket.")] = Path("run/agent.sock"),
-    home: Annotated[Path, typer.Option(help="Folder for Flower's own files.")] = Path("courier"),
+    site: Annotated[Path, typer.Option(help="The site's folder.")] = Path(),
+    superlink: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The gateway, if not the kit's.")
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="The agent's socket, if not run/agent.sock.")
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder for Flower's own files, if not courier.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS; for one machine only.")
     ] = False,
 ) -> None:
     """Run the site's courier until a signal: it has a network and sees no record.
 
-    It carries messages between the coordinator and the agent's socket, over one outbound
-    connection.
+    It carries messages between the consortium's gateway and the agent's socket, over one
+    outbound connection, with the kit's certificate and the site's node key.
     """
-    from client.courier import CourierSettings, run_courier
-    from shared.errors import ConfigError
+    from client.courier import courier_settings, run_courier
 
-    if not insecure:
-        raise ConfigError("courier: TLS needs a kit, which this version does not read; --insecure")
-    raise typer.Exit(run_courier(CourierSettings(superlink, socket, home)))
+    raise typer.Exit(
+        run_courier(courier_settings(site, superlink, socket, home, insecure=insecure))
+    )
 
 
 Site = Annotated[Path, typer.Option(help="The site's folder.")]

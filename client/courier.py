@@ -5,16 +5,18 @@ starts ``client.app`` for each, which hands the bytes to the agent's socket. Bot
 together: a SuperNode whose SuperExec is gone looks well and never works again.
 """
 
-import fcntl
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.liveness import Liveness
+from client.node_session import NodeSession
+from client.provisioning.folder import FOLDER, SiteIdentity
 from client.service import check_socket_path
 from shared.errors import ConfigError
-from shared.files import storage_errors
+from shared.files import held
+from shared.flower_calls import SuperLink
 from shared.processes import (
     Unit,
     environment,
@@ -25,23 +27,63 @@ from shared.processes import (
     until_signal,
 )
 
+_TAKEN = "another courier works in this folder; stop it first, or choose another"
+
 
 @dataclass(frozen=True)
 class CourierSettings:
     """What a courier needs to know; nothing of it is about records.
 
     Attributes:
-        superlink: The coordinator, as ``host:port``.
+        superlink: The gateway, as ``host:port``.
         socket: The agent's socket.
         home: Folder for Flower's own files, the secret and the log.
         transport: Further arguments of the SuperNode: how it trusts, and is known to, the
             coordinator.
+        session: Ends the node's old session before a start; none without a consortium.
     """
 
     superlink: str
     socket: Path
     home: Path
     transport: Sequence[str] = ("--insecure",)
+    session: NodeSession | None = None
+
+
+def courier_settings(
+    site: Path, superlink: str | None, socket: Path | None, home: Path | None, *, insecure: bool
+) -> CourierSettings:
+    """Return what the courier of a site's folder needs.
+
+    Args:
+        site: The site's folder; what is not given lies in it.
+        superlink: The gateway as ``host:port``; the kit's if not given.
+        socket: The agent's socket.
+        home: The courier's folder.
+        insecure: Without TLS, for trials on one machine.
+
+    Raises:
+        ConfigError: If there is neither a kit nor ``insecure``, or both.
+        IdentityError: If the site has not joined, or its keys cannot be used.
+    """
+    socket, home = socket or site / "run" / "agent.sock", home or site / "courier"
+    joined = (site / FOLDER).exists()
+    if insecure:
+        if joined:
+            raise ConfigError(
+                f"--insecure: {site} belongs to a consortium, and its courier speaks TLS only; "
+                "leave --insecure out"
+            )
+        if superlink is None:
+            raise ConfigError("--insecure: needs --superlink HOST:PORT")
+        return CourierSettings(superlink, socket, home)
+    identity = SiteIdentity.open(site)
+    kit, key = identity.pinned.content, identity.keys_in_use().node.absolute()
+    where = superlink or f"{kit.gateway}:{kit.port}"
+    authority = identity.authority.absolute()
+    transport = ("--root-certificates", str(authority), "--auth-supernode-private-key", str(key))
+    session = NodeSession(SuperLink(f"https://{where}", authority), key, home / "node.json")
+    return CourierSettings(where, socket, home, transport, session)
 
 
 def run_courier(settings: CourierSettings) -> int:
@@ -56,23 +98,27 @@ def run_courier(settings: CourierSettings) -> int:
     host, _, port = settings.superlink.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"--superlink {settings.superlink}: expected HOST:PORT")
-    with _held(settings.home), until_signal() as stopped:
-        unit = courier_unit(settings)
+    with held(settings.home, _TAKEN), until_signal() as stopped:
+        own_port = free_port()
+        unit = courier_unit(settings, own_port)
         sys.stdout.write(f"courier to {settings.superlink} for {settings.socket}, log {unit.log}\n")
         sys.stdout.flush()
-        supervise([unit], stopped)
+        supervise([unit], stopped, each=Liveness(unit, own_port).look)
     return 0
 
 
-def courier_unit(settings: CourierSettings) -> Unit:
+def courier_unit(settings: CourierSettings, own_port: int) -> Unit:
     """Return the courier's programs; nothing is started.
+
+    Args:
+        settings: Of the courier.
+        own_port: Where the SuperNode listens for its SuperExec, on loopback.
 
     Raises:
         ConfigError: If Flower is not installed.
         StorageError: If the secret between them cannot be made.
     """
-    secret = str(secret_file(settings.home / "superexec.secret"))
-    port = str(free_port())
+    secret, port = str(secret_file(settings.home / "superexec.secret")), str(own_port)
     supernode = [
         *(program("flower-supernode"), "--superlink", settings.superlink, *settings.transport),
         *("--isolation", "process", "--host", "127.0.0.1", "--port", port),
@@ -84,20 +130,6 @@ def courier_unit(settings: CourierSettings) -> Unit:
         *("--runtime-api-address", f"127.0.0.1:{port}", "--superexec-auth-secret-file", secret),
     ]
     own = environment(settings.home / "flower")
-    return Unit("courier", [supernode, superexec], settings.home / "courier.log", own)
-
-
-@contextmanager
-def _held(home: Path) -> Iterator[None]:
-    """Hold the courier's folder for this process."""
-    with storage_errors(f"{home}: the courier's folder cannot be made"):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (home / "lock").open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{home}: another courier works in this folder; stop it first, or choose another"
-            ) from None
-        yield
+    before = settings.session.end if settings.session else None
+    log = settings.home / "courier.log"
+    return Unit("courier", [supernode, superexec], log, own, before)

@@ -20,16 +20,28 @@ def start(
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port on the loopback interface.")
     ] = 8000,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="gateway|superlink|superexec",
+            help="Run only this part; may be repeated. For one container each.",
+        ),
+    ] = None,
 ) -> None:
-    """Run the coordinator until Ctrl-C: Flower's SuperLink and SuperExec, and a watcher.
+    """Run the coordinator until Ctrl-C: gateway, Flower's SuperLink and SuperExec, a watcher.
 
-    They listen on the loopback interface only. Any of them may die: it is started again, and
-    runs go on from their last committed round.
+    Sites reach the gateway; all else listens on the loopback interface only. Any of them may
+    die: it is started again, and runs go on from their last committed round.
     """
     from server.home import CoordinatorHome
-    from server.start import start_command
+    from server.start import Part, start_command
+    from shared.errors import ConfigError
 
-    raise typer.Exit(start_command(CoordinatorHome.at(home), port))
+    unknown = sorted(set(part or ()) - {str(known) for known in Part})
+    if unknown:
+        raise ConfigError(f"--part {unknown[0]}: expected one of {', '.join(Part)}")
+    parts = [Part(name) for name in part or ()]
+    raise typer.Exit(start_command(CoordinatorHome.at(home), port, parts))
 
 
 @app.command()

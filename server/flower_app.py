@@ -14,6 +14,7 @@ from typing import Any, Final
 from server.home import CoordinatorHome
 from shared.errors import ConsiliaError, StorageError
 from shared.files import write_atomic
+from shared.flower_calls import SuperLink
 from shared.processes import environment, program
 
 RUN: Final = "run"
@@ -46,8 +47,12 @@ Consilia. This app holds no code: server.app and client.app are those that are i
 """
 
 
-def write_app(home: CoordinatorHome) -> None:
+def write_app(home: CoordinatorHome, superlink: SuperLink) -> None:
     """Write the app and how Flower's command reaches the SuperLink.
+
+    Args:
+        home: The coordinator's folder.
+        superlink: Where it listens, and whom it is to be trusted by.
 
     Raises:
         StorageError: If it cannot be written.
@@ -55,9 +60,12 @@ def write_app(home: CoordinatorHome) -> None:
     version = importlib.metadata.version("consilia")
     write_atomic(home.app / "pyproject.toml", _PROJECT.format(version=version).encode())
     write_atomic(home.app / "README.md", _README.encode())
+    authority = superlink.authority
+    trust = f'root-certificates = "{authority}"' if authority else "insecure = true"
+    address = superlink.url.partition("//")[2]
     connection = (
         f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
-        f'address = "{home.address()}"\ninsecure = true\n'
+        f'address = "{address}"\n{trust}\n'
     )
     write_atomic(home.flower / "config.toml", connection.encode(), mode=0o600)
 

@@ -11,19 +11,15 @@ log/                    what the programs print
 ```
 """
 
-import fcntl
 import json
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from shared.errors import ConfigError, RunDirectoryError
-from shared.files import storage_errors, write_atomic
+from shared.files import write_atomic
+from shared.flower_calls import SuperLink
 
 HOME_VARIABLE: Final = "CONSILIA_COORDINATOR"
 """Names the coordinator's folder to the ServerApp. Not in the run configuration: Flower sends
@@ -31,7 +27,6 @@ that to every site."""
 
 _HISTORY_VARIABLE = "CONSILIA_HISTORY"
 _UNUSABLE = "\"'\\\n"
-_HEALTH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -95,11 +90,12 @@ class CoordinatorHome:
         """Return the database of the run history."""
         return os.environ.get(_HISTORY_VARIABLE) or f"sqlite:///{self.folder / 'history.sqlite'}"
 
-    def write_address(self, address: str) -> None:
-        """Keep where the SuperLink listens, as ``host:port``."""
-        write_atomic(self.folder / "address.json", json.dumps({"superlink": address}).encode())
+    def write_address(self, address: str, authority: Path | None) -> None:
+        """Keep where the SuperLink listens, as ``host:port``, and whose certificate it shows."""
+        content = {"superlink": address, "authority": str(authority) if authority else None}
+        write_atomic(self.folder / "address.json", json.dumps(content).encode())
 
-    def address(self) -> str:
+    def superlink(self) -> SuperLink:
         """Return where the SuperLink listens.
 
         Raises:
@@ -107,20 +103,21 @@ class CoordinatorHome:
         """
         try:
             content = json.loads((self.folder / "address.json").read_text(encoding="utf-8"))
-            return str(content["superlink"])
+            address, authority = str(content["superlink"]), content.get("authority")
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{self.folder}: no coordinator was started here; start one with: "
                 f"consilia server start --home {self.folder}"
             ) from None
+        if authority:
+            return SuperLink(f"https://{address}", Path(authority))
+        return SuperLink(f"http://{address}")
 
     def answers(self) -> bool:
         """Return whether the SuperLink is there and well."""
         try:
-            url = f"http://{self.address()}/health"
-            with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError, ConfigError):
+            return self.superlink().is_well()
+        except ConfigError:
             return False
 
     def check_answers(self) -> None:
@@ -129,10 +126,10 @@ class CoordinatorHome:
         Raises:
             ConfigError: With how to start it.
         """
-        address = self.address()
-        if not self.answers():
+        superlink = self.superlink()
+        if not superlink.is_well():
             raise ConfigError(
-                f"{address}: the coordinator does not answer; start it with: "
+                f"{superlink.url}: the coordinator does not answer; start it with: "
                 f"consilia server start --home {self.folder}"
             )
 
@@ -149,23 +146,3 @@ class CoordinatorHome:
                 "lists the runs"
             )
         return path
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder, so that no second coordinator is started in it.
-
-        Raises:
-            ConfigError: If another one runs here.
-        """
-        with storage_errors(f"{self.folder}: the coordinator's folder cannot be made"):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("a")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.folder}: another coordinator runs here; stop it first, or choose "
-                    "another --home"
-                ) from None
-            yield

@@ -4,6 +4,8 @@ Flower does not start a dead ServerApp again. What is true of a run is ours to k
 held while a ServerApp works on it, and the history says whether it is finished. A run that is
 wanted, not finished and held by nobody is submitted again and goes on from its last committed
 round. The watcher keeps nothing in memory that it could not do without, so it may be killed too.
+
+It also lets the SuperLink know whose nodes the roster lets in.
 """
 
 import sys
@@ -15,6 +17,8 @@ from pathlib import Path
 from server.flower_app import start_vehicle, stop_vehicle
 from server.history import RunHistory
 from server.home import CoordinatorHome
+from server.nodes import keep_nodes
+from server.provisioning.folder import ConsortiumFolder, ConsortiumPaths
 from server.run_files import is_locked
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
 from shared.errors import ConsiliaError
@@ -28,6 +32,8 @@ _GONE_SECONDS = 2.0
 """So long after its lock was let go a ServerApp counts as dead."""
 _GRACE_SECONDS = 30.0
 """So long a ServerApp may take to start."""
+_DOOR_SECONDS = 3.0
+"""A revoked site is shut out, and a new one let in, so soon."""
 
 
 @dataclass
@@ -84,6 +90,35 @@ def watch_unit(home: CoordinatorHome, environment: Mapping[str, str]) -> Unit:
     return Unit("watch", [command], home.logs / "watch.log", environment)
 
 
+@dataclass
+class Doorkeeper:
+    """Lets the roster's nodes in, and no others; see ``server.nodes``.
+
+    Attributes:
+        home: The coordinator's folder.
+        clock: Monotonic seconds.
+    """
+
+    home: CoordinatorHome
+    clock: Callable[[], float] = time.monotonic
+    _due: float = field(default=0.0, init=False)
+
+    def look(self) -> None:
+        """Compare the roster with what the SuperLink knows, every few seconds.
+
+        Raises:
+            ConsiliaError: If the roster or the SuperLink cannot be used at the moment.
+        """
+        if self.clock() < self._due or not ConsortiumPaths.of(self.home.folder).folder.exists():
+            return
+        self._due = self.clock() + _DOOR_SECONDS
+        changes = keep_nodes(ConsortiumFolder.open(self.home.folder), self.home.superlink())
+        for site in changes.registered:
+            _note(f"site {site}: its node may connect")
+        for number in changes.unregistered:
+            _note(f"node {number}: may not connect any more")
+
+
 def main() -> None:
     """Watch the runs of the folder that is the first argument, until a signal."""
     home = CoordinatorHome.at(Path(sys.argv[1]))
@@ -94,13 +129,14 @@ def main() -> None:
         _note(f"run {run}: its ServerApp was gone; goes on as Flower's run {flower_run}")
         return flower_run
 
-    watcher = Watcher(home, again)
+    looks = (Doorkeeper(home).look, Watcher(home, again).look)
     with until_signal() as stopped:
         while not stopped.is_set():
-            try:
-                watcher.look()
-            except ConsiliaError as error:
-                _note(str(error))
+            for look in looks:
+                try:
+                    look()
+                except ConsiliaError as error:
+                    _note(str(error))
             stopped.wait(_LOOK_SECONDS)
 
 

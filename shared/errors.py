@@ -8,8 +8,10 @@ ConsiliaError                 exit code 1
 │   └── RunDirectoryError     not a run, a run of another version, or of another job
 ├── AdapterMismatchError      factors whose names or shapes do not fit
 ├── WireError                 a message that does not follow the protocol
+│   └── VersionError          ... because the other side is another version of consilia
 ├── RefusedError              a site's policy says no; carries a reason code
 ├── TrainingError             a site cannot finish its training (loss not finite, no data)
+├── SecureSumError            a secure sum ends with nothing; carries a reason code
 ├── QuorumError               too few sites answered in a round
 ├── StorageError              a checkpoint or result could not be written
 └── InterruptedRunError       stopped from the keyboard; the run can be resumed
@@ -18,7 +20,7 @@ A message says what is wrong, where, what was expected, and what to do about it.
 quotes a report's text, a file name of an image or a patient id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -86,16 +88,42 @@ class WireError(ConsiliaError):
     """A message does not follow the protocol."""
 
 
+class VersionError(WireError):
+    """A message of another version of consilia; names both, and nothing else of the message."""
+
+
+class FlowerError(ConsiliaError):
+    """A SuperLink did not do what it was asked; ``status`` is HTTP's, ``None`` without answer."""
+
+    def __init__(self, message: str, status: int | None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class RefusedError(ConsiliaError):
-    """A site's policy refuses a request; ``reason`` is a code that may leave the site."""
+    """A site's policy refuses a request; ``reason`` is a code that may leave the site.
+
+    ``fields`` names what of the job it does not allow, by code; names that may leave as well.
+    """
+
+    def __init__(
+        self, reason: str, message: str, fields: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.fields = {code: tuple(names) for code, names in (fields or {}).items()}
+
+
+class TrainingError(ConsiliaError):
+    """A site cannot contribute to this round; ``reason`` is a code that may leave the site."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-class TrainingError(ConsiliaError):
-    """A site cannot contribute to this round; ``reason`` is a code that may leave the site."""
+class SecureSumError(ConsiliaError):
+    """A secure sum ends, and nothing comes of it; ``reason`` is a code that may leave the site."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -1,6 +1,7 @@
 """Writing so that a reader sees a file or folder whole, or not at all, and on the disk."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from shared.errors import StorageError
+from shared.errors import ConfigError, StorageError
 
 TEMPORARY = ".unfinished"
 """How the name of a file or folder ends while it is being written."""
@@ -82,6 +83,30 @@ def replace_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_directory(path.parent)
+
+
+@contextmanager
+def held(folder: Path, refusal: str, name: str = "lock") -> Iterator[None]:
+    """Hold a private folder for this process; it is made if missing.
+
+    Args:
+        folder: The folder.
+        refusal: What to say if another process holds it.
+        name: Of the lock's file in it.
+
+    Raises:
+        ConfigError: If another process holds it.
+        StorageError: If it cannot be made.
+    """
+    with storage_errors(f"{folder}: cannot be made"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / name).open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: {refusal}") from None
+        yield
 
 
 def sync_directory(path: Path) -> None:

@@ -137,6 +137,15 @@ class Unit:
         if time.monotonic() >= self._due:
             self._start()
 
+    def restart(self, why: str) -> None:
+        """End the unit; the next look starts it again.
+
+        Raises:
+            StorageError: If the log cannot be written.
+        """
+        self.stop()
+        self._note(f"is started again: {why}")
+
     def stop(self) -> None:
         """End all programs of the unit: politely, and after ten seconds for sure."""
         for child in self._children:
@@ -158,7 +167,7 @@ class Unit:
             try:
                 self.before()
             except Exception as error:
-                self._note(f"before its start: {type(error).__name__}")
+                self._note(f"before its start: {type(error).__name__}: {error}")
         with self._log() as log:
             for command in self.commands:
                 self._children.append(

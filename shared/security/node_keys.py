@@ -4,11 +4,14 @@ Flower signs only the time with it. What a site says is signed with another key
 (``shared.security.signing``).
 """
 
+import base64
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -58,6 +61,22 @@ class NodeKey:
         key = self.private.public_key()
         return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
+    def pem_public(self) -> bytes:
+        """Return the public key as Flower's own messages hold it."""
+        return self.private.public_key().public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def signed_headers(self) -> dict[str, str]:
+        """Return the headers by which a SuperLink knows a node: the signed time."""
+        now = datetime.now(UTC).isoformat()
+        signature = self.private.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256()))
+        return {
+            "flwr-timestamp": now,
+            "flwr-public-key": base64.b64encode(self.pem_public()).decode(),
+            "flwr-signature": base64.b64encode(signature).decode(),
+        }
+
     def pem(self) -> bytes:
         """Return the private key for its file."""
         return self.private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -72,3 +91,13 @@ def is_node_key(public: str) -> bool:
         return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() == public
     except (ValueError, UnsupportedAlgorithm):
         return False
+
+
+def pem_of(public: str) -> bytes:
+    """Return a node's public key as Flower's own messages hold it.
+
+    Args:
+        public: ``ecdsa-sha2-nistp384 <base64>``, checked before (``is_node_key``).
+    """
+    key = load_ssh_public_key(public.encode())
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from client.agent_process import _held, _own_base, _private_place
+from client.agent_process import _TAKEN, _own_base, _private_place
 from client.courier import CourierSettings, courier_unit, run_courier
 from client.service import SocketChannel
 from client.settings import load_agent
 from shared.config import JobConfig
 from shared.errors import BaseModelError, ConfigError
+from shared.files import held
 from shared.messages import Request, decode_reply, encode
 
 ROOT = Path(__file__).parents[2]
@@ -67,9 +68,9 @@ def test_a_jobs_paths_are_not_followed(folder):
 
 def test_one_agent_works_on_a_state(tmp_path):
     state, taken = tmp_path / "state", pytest.raises(ConfigError, match="another agent")
-    with _held(state), taken, _held(state):
+    with held(state, _TAKEN), taken, held(state, _TAKEN):
         pass
-    with _held(state):
+    with held(state, _TAKEN):
         pass
 
 
@@ -120,13 +121,13 @@ def test_an_agent_serves_until_it_is_told_to_end(folder):
 
 def test_a_courier_knows_the_socket_and_nothing_of_records(tmp_path):
     settings = CourierSettings("gw.example:443", tmp_path / "a.sock", tmp_path / "c")
-    unit = courier_unit(settings)
+    unit = courier_unit(settings, 4711)
     supernode, superexec = unit.commands
     assert f'agent-socket="{tmp_path / "a.sock"}"' in supernode
     assert supernode[supernode.index("--isolation") + 1] == "process"
     assert supernode[supernode.index("--superlink") + 1] == "gw.example:443"
     runtime = superexec[superexec.index("--runtime-api-address") + 1]
-    assert runtime == f"127.0.0.1:{supernode[supernode.index('--port') + 1]}"
+    assert runtime == f"127.0.0.1:{supernode[supernode.index('--port') + 1]}" == "127.0.0.1:4711"
     assert unit.environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert unit.environment["FLWR_HOME"] == str(tmp_path / "c" / "flower")
 
@@ -138,7 +139,7 @@ def test_a_wrong_address_is_named(tmp_path, superlink):
 
 
 def test_the_couriers_command_imports_no_torch():
-    code = "import sys, client.courier; print(sorted({'torch', 'flwr'} & set(sys.modules)))"
+    code = "import sys, client.courier; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

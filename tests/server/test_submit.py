@@ -22,6 +22,7 @@ from server.submit import resume_command, stop_command, submit_command
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
 from shared.errors import ConfigError, RunDirectoryError, StorageError
 from shared.layout_file import layout_bytes, load_layout
+from shared.flower_calls import SuperLink
 from shared.processes import environment, program
 
 JOB = 'name = "toy"\nseed = 2\nrounds = 2\n[lora]\nrank = 2\n'
@@ -33,8 +34,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("CONSILIA_HISTORY", raising=False)
     home = CoordinatorHome.at(tmp_path / "co")
     home.folder.mkdir()
-    home.write_address("127.0.0.1:1")
-    monkeypatch.setattr(CoordinatorHome, "answers", lambda _: True)
+    home.write_address("127.0.0.1:1", None)
+    monkeypatch.setattr(SuperLink, "is_well", lambda *_: True)
     return home
 
 
@@ -103,7 +104,7 @@ def test_a_layout_of_another_rank_is_refused(home, vehicles, files):
 
 
 def test_without_a_coordinator_nothing_is_made(home, vehicles, files, monkeypatch):
-    monkeypatch.setattr(CoordinatorHome, "answers", lambda _: False)
+    monkeypatch.setattr(SuperLink, "is_well", lambda *_: False)
     with pytest.raises(ConfigError, match="consilia server start"):
         submit_command(home, *files)
     assert not home.runs.exists()
@@ -174,8 +175,7 @@ def test_the_app_is_the_same_to_the_byte_and_holds_no_code(tmp_path):
     for name in ("one", "two"):
         home = CoordinatorHome.at(tmp_path / name)
         home.folder.mkdir()
-        home.write_address("127.0.0.1:1")
-        write_app(home)
+        write_app(home, SuperLink("http://127.0.0.1:1"))
         subprocess.run(
             [program("flwr"), "build"],
             cwd=home.app,

@@ -6,9 +6,11 @@ from fake_federation import BASE, job_of
 from server.checkpoint import RunStore
 from server.history import RunHistory
 from server.home import CoordinatorHome
+from server.start import _TAKEN, Part, start_command
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
 from server.watch import Watcher
 from shared.errors import ConfigError, RunDirectoryError
+from shared.files import held
 
 
 class Clock:
@@ -119,8 +121,12 @@ def test_nothing_is_started_while_the_superlink_is_away(home, watched, monkeypat
 
 def test_one_coordinator_in_a_folder(tmp_path):
     home = CoordinatorHome.at(tmp_path / "co")
-    with home.held(), pytest.raises(ConfigError, match="another coordinator"), home.held():
-        pass
+    with (
+        held(home.folder, _TAKEN, "lock.gateway"),
+        held(home.folder, _TAKEN, "lock.superlink"),
+        pytest.raises(ConfigError, match="another coordinator"),
+    ):
+        start_command(home, 1, [Part.SUPERLINK])
 
 
 def test_a_folder_that_flower_cannot_be_told_is_refused(tmp_path):
