@@ -5,17 +5,20 @@ starts ``client.app`` for each, which hands the bytes to the agent's socket. Bot
 together: a SuperNode whose SuperExec is gone looks well and never works again.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from client.liveness import Liveness
 from client.node_session import NodeSession
 from client.provisioning.folder import FOLDER, SiteIdentity
 from client.service import check_socket_path
+from shared.confinement import Allowed, Confinement, is_possible
 from shared.errors import ConfigError
-from shared.files import held
+from shared.files import held, storage_errors
 from shared.flower_calls import SuperLink
 from shared.processes import (
     Unit,
@@ -27,6 +30,20 @@ from shared.processes import (
     until_signal,
 )
 
+_ROOT = Path(__file__).parents[1]
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
+_MACHINE = ("/proc/sys", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu")
+"""Of the machine as a whole; what other processes are, and were told, is not theirs to see."""
+
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", "/dev/tty")
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+_NAMES = 53
+"""Port of name servers, which are asked by TCP when an answer is long."""
+
+_UNCONFINED = (
+    "this kernel cannot keep the courier from other files (Landlock): run it as a user of its own, "
+    "who cannot read the site's data, or in its container\n"
+)
 _TAKEN = "another courier works in this folder; stop it first, or choose another"
 
 
@@ -102,6 +119,8 @@ def run_courier(settings: CourierSettings) -> int:
         own_port = free_port()
         unit = courier_unit(settings, own_port)
         sys.stdout.write(f"courier to {settings.superlink} for {settings.socket}, log {unit.log}\n")
+        if unit.confine is None:
+            sys.stdout.write(_UNCONFINED)
         sys.stdout.flush()
         supervise([unit], stopped, each=Liveness(unit, own_port).look)
     return 0
@@ -129,7 +148,36 @@ def courier_unit(settings: CourierSettings, own_port: int) -> Unit:
         *(program("flower-superexec"), "--insecure"),
         *("--runtime-api-address", f"127.0.0.1:{port}", "--superexec-auth-secret-file", secret),
     ]
-    own = environment(settings.home / "flower")
+    place = settings.home / "tmp"
+    with storage_errors(f"{place}: cannot be made"):
+        (settings.home / "flower").mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+    own = environment(settings.home / "flower", TMPDIR=str(place.absolute()))
     before = settings.session.end if settings.session else None
+    confine = Confinement(allowed(settings, own_port)).enter if is_possible() else None
     log = settings.home / "courier.log"
-    return Unit("courier", [supernode, superexec], log, own, before)
+    return Unit("courier", [supernode, superexec], log, own, before, confine)
+
+
+def allowed(settings: CourierSettings, own_port: int) -> Allowed:
+    """Return what the courier's programs may do, and so whatever the coordinator sends them.
+
+    They read the installed programs, the gateway's authority and the node's key, write their own
+    folders, and reach the gateway, or the proxy before it, and the agent's socket.
+
+    Args:
+        settings: Of the courier.
+        own_port: Where the SuperNode listens for its SuperExec.
+    """
+    packages = [_ROOT / name for name in ("client", "shared")]
+    shown = [Path(word) for word in settings.transport if word.startswith("/")]
+    programs = [Path(sys.prefix), Path(sys.base_prefix), *map(Path, (*_SYSTEM, *_MACHINE))]
+    proxies = [urlsplit(os.environ.get(name, "")).port for name in _PROXIES]
+    gateway = int(settings.superlink.rpartition(":")[2])
+    return Allowed(
+        read=[*programs, *packages, *shown, settings.home / "superexec.secret"],
+        listed=[_ROOT],
+        write=[settings.home / "flower", settings.home / "tmp", *map(Path, _DEVICES)],
+        connect=[gateway, own_port, *(port for port in proxies if port), _NAMES],
+        listen=[own_port],
+    )

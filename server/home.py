@@ -13,18 +13,23 @@ log/                    what the programs print
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from shared.errors import ConfigError, RunDirectoryError
-from shared.files import write_atomic
+from shared.files import is_held, write_atomic
 from shared.flower_calls import SuperLink
 
 HOME_VARIABLE: Final = "CONSILIA_COORDINATOR"
 """Names the coordinator's folder to the ServerApp. Not in the run configuration: Flower sends
 that to every site."""
 
+SUPERLINK_LOCK: Final = "lock.superlink"
+"""Held by the ``server start`` that keeps the SuperLink alive."""
+
+_RESTART_SECONDS = 20.0
 _HISTORY_VARIABLE = "CONSILIA_HISTORY"
 _UNUSABLE = "\"'\\\n"
 
@@ -121,17 +126,24 @@ class CoordinatorHome:
             return False
 
     def check_answers(self) -> None:
-        """Raise unless the SuperLink is there and well.
+        """Raise unless the SuperLink is there and well; one that is being restarted is awaited.
 
         Raises:
             ConfigError: With how to start it.
         """
         superlink = self.superlink()
-        if not superlink.is_well():
-            raise ConfigError(
-                f"{superlink.url}: the coordinator does not answer; start it with: "
-                f"consilia server start --home {self.folder}"
-            )
+        end = time.monotonic() + _RESTART_SECONDS
+        while not superlink.is_well():
+            if not self.is_running() or time.monotonic() > end:
+                raise ConfigError(
+                    f"{superlink.url}: the coordinator does not answer; start it with: "
+                    f"consilia server start --home {self.folder}"
+                )
+            time.sleep(0.3)
+
+    def is_running(self) -> bool:
+        """Return whether a ``server start`` keeps the SuperLink alive."""
+        return is_held(self.folder, SUPERLINK_LOCK)
 
     def run_path(self, run: str) -> Path:
         """Return a run's directory.

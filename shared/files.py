@@ -109,6 +109,37 @@ def held(folder: Path, refusal: str, name: str = "lock") -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path, name: str = "lock") -> bool:
+    """Return whether a process holds a folder; see ``held``."""
+    try:
+        with (folder / name).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block, and keep others out of it.
+
+    Args:
+        lock: A file for nothing else; its folder is there, and it is made if missing.
+
+    Raises:
+        StorageError: If it cannot be made.
+    """
+    with storage_errors(f"{lock}: cannot be made"):
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: Path) -> None:
     """Wait until a directory's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

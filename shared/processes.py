@@ -102,6 +102,8 @@ class Unit:
         log: Gets what they print.
         environment: Theirs.
         before: Called before every start; what it raises only delays the start.
+        confine: Called in every program's process before the program begins; what it raises
+            keeps the program from being started.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Unit:
     log: Path
     environment: Mapping[str, str]
     before: Callable[[], None] | None = None
+    confine: Callable[[], None] | None = None
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
     _born: float = field(default=0.0, init=False)
     _due: float = field(default=0.0, init=False)
@@ -178,9 +181,14 @@ class Unit:
                         stderr=log,
                         env=dict(self.environment),
                         start_new_session=True,  # Ctrl-C is for us; we end them in order
-                        preexec_fn=die_with_parent,  # noqa: PLW1509 - started without threads
+                        preexec_fn=self._prepare,  # noqa: PLW1509 - started without threads
                     )
                 )
+
+    def _prepare(self) -> None:
+        die_with_parent()
+        if self.confine is not None:
+            self.confine()
 
     def _note(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

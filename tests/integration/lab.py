@@ -59,7 +59,22 @@ answer_seconds = 0.5
 [data]
 table = "{table}"
 """
-POLICY = "minimum_count = 1\nexact = true\nmax_change = 1e9\n"
+POLICY = """
+purpose = "a test of the whole arrangement"
+expires = "never"
+coordinators = ["any"]
+base_sha256 = ["any"]
+requests = ["any"]
+rules = ["altfold"]
+personalization = ["duet"]
+targets = ["attention", "mlp", "projection"]
+metrics = ["auroc", "accuracy", "ece", "r1", "r5", "r10"]
+max_change = 1e9
+minimum_patients = 1
+minimum_cohort = 1
+minimum_count = 1
+exact = true
+"""
 
 Event = Mapping[str, Any]
 
@@ -265,7 +280,7 @@ class Lab:
         """Return the processes of the lab that run a program, the oldest first.
 
         Args:
-            program: Such as ``flower-supernode`` or ``nginx``.
+            program: Such as ``flower-supernode`` or ``python -m server.watch``.
             below: Only those that work in this folder of the lab.
         """
         found = []
@@ -274,7 +289,7 @@ class Lab:
             with contextlib.suppress(OSError):
                 line = (process / "cmdline").read_bytes()
                 mine = place in (process / "environ").read_bytes() or place in line
-                if f"/{program}".encode() in line and mine:
+                if f"/{program}".encode() in line.replace(b"\0", b" ") and mine:
                     found.append(int(process.name))
         return sorted(found)
 
