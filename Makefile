@@ -1,6 +1,6 @@
 # make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
 # make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
-.PHONY: help setup demo test check setup-browser setup-postgres setup-ray lock test-slow test-deployment test-kill test-ray test-gpu study bench bench-gpu tiny clean
+.PHONY: help setup demo test check setup-browser setup-postgres setup-ray lock test-slow test-deployment test-containers test-kill test-ray test-gpu study bench bench-gpu tiny clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,6 +55,11 @@ test-slow: setup setup-ray setup-gateway setup-postgres
 test-deployment: setup setup-gateway
 	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_processes.py tests/integration/test_gateway.py
 
+# The compose file for real; needs a Docker engine. Builds the images (about ten minutes the first time).
+test-containers: setup
+	scripts/demo-consortium
+	$(BIN)/python -m pytest -m slow -s tests/deployment
+
 test-kill: setup
 	$(BIN)/python -m pytest -m slow tests/integration/test_kill.py
 
@@ -67,7 +72,7 @@ test-gpu: setup
 
 # All benchmarks, then their figures into docs/performance.md (about half an hour).
 bench: setup setup-ray
-	set -e; for b in flower_ray plain_loop "plain_loop --geometry vit-b32" centralised prefix_cache loading peak round_overhead aggregation growth gpu; do $(BIN)/python -m benchmarks.$$b; done
+	set -e; for b in flower_ray plain_loop "plain_loop --geometry vit-b32" centralised prefix_cache loading peak round_overhead aggregation secagg growth gpu; do $(BIN)/python -m benchmarks.$$b; done
 	$(BIN)/python -m benchmarks.table --write docs/performance.md
 
 # What a GPU gives; says so where there is none.

@@ -24,8 +24,9 @@ import client.training
 from benchmarks.engine import Precision, benchmark_job
 from benchmarks.fit import ATTENTION, LocalFit
 from benchmarks.records import site_name
-from client.agent import SiteAgent, answer_together, load_records
+from client.agent import SiteAgent, load_records
 from client.policy import simulation_policy
+from client.together import answer_together
 from server.app import run_job
 from server.checkpoint import RunStore
 from server.events import Event

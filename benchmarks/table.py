@@ -19,7 +19,7 @@ BEGIN: Final = "<!-- results: begin -->"
 END: Final = "<!-- results: end -->"
 ORDER: Final = (
     *("flower_ray", "plain_loop", "plain_loop_vit_b32", "centralised", "prefix_cache"),
-    *("loading", "peak", "round_overhead", "aggregation", "growth", "gpu"),
+    *("loading", "peak", "round_overhead", "aggregation", "secagg", "growth", "gpu"),
 )
 
 

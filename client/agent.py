@@ -1,32 +1,34 @@
 """What a site does with one request: policy, data, work, release.
 
-The agent never trusts a request. It decodes it against the schema, asks the site's policy,
-and answers every failure with a reason code and a fixed sentence; the text of an error stays
-at the site, because it may quote a record. The answer depends on the request and the site's
-data only, and a training that was answered is not done twice.
+The agent never trusts a request. It decodes it against the schema, asks what the site permits
+(``client.permission``) before the work and again before anything leaves, and answers every
+failure with a reason code and a fixed sentence; the text of an error stays at the site, because
+it may quote a record. The answer depends on the request and the site's data only, and a training
+that was answered is not done twice.
 """
 
 import logging
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
 
-from client.audit import AuditLog, on_disk_together
+from client.audit import AuditLog
 from client.data.load import load_site
 from client.data.records import SiteData
+from client.data_changes import table_digest
+from client.decisions import NOBODY, Party
 from client.evaluation import evaluate_site
 from client.features import check_common
+from client.models_in_use import towers_in_use, views_of
 from client.own_factor import OwnFactor, of_kinds
+from client.patient_privacy import PatientPrivacy, promises_privacy
+from client.permission import Permission
 from client.personalization import Personalized
-from client.policy import SitePolicy
+from client.policy import PolicySource, SitePolicy
 from client.proxy import ProxySet, load_proxy
-from client.received import check_fits, join_received, receive_parts
-from client.refusals import place_of, reason_of
+from client.received import join_received, receive_parts
+from client.refusals import reason_of
 from client.release import (
     Answer,
     change_of,
@@ -41,30 +43,12 @@ from client.release import (
 )
 from client.settings import SiteSettings
 from client.state import SiteState, StoredPersonal
+from client.together import answer_together
 from client.training import fresh_adapter
-from client.work import (
-    Trained,
-    Validated,
-    Work,
-    alike,
-    personalize_together,
-    train_together,
-    validate_together,
-)
-from shared.adapter import (
-    TOWERS,
-    AdapterLayout,
-    Array,
-    SharedAdapter,
-    Tower,
-)
+from client.work import Trained, Validated, Work
+from shared.adapter import TOWERS, Array, SharedAdapter
 from shared.config import JobConfig
-from shared.errors import (
-    RefusedError,
-    RunDirectoryError,
-    StorageError,
-)
-from shared.layout_file import load_adapter
+from shared.errors import RefusedError, WireError
 from shared.messages import (
     Description,
     Part,
@@ -72,17 +56,14 @@ from shared.messages import (
     TrainSummary,
     decode_request,
     question_of,
+    with_attempt,
 )
 from shared.model.encoder import DualEncoder
-from shared.model.view import AdapterView
 from shared.ranks import leading
-from shared.results import Model
 from shared.seeding import derive_seed
 from shared.tensors import Tensors
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 class _MissingPartsError(Exception):
@@ -94,47 +75,38 @@ def load_records(settings: SiteSettings, encoder: DualEncoder) -> SiteData:
     return load_site(settings.source, encoder.to_pixels, settings.pixels, encoder.preprocessing)
 
 
-class NotReleasedError(StorageError):
-    """Sites could not note their answers in their audit logs; nothing of them leaves.
-
-    Attributes:
-        answers: In the order in which the agents were asked: their answers, or why there is none.
-    """
-
-    def __init__(self, answers: Sequence[bytes | StorageError]) -> None:
-        super().__init__(next(str(each) for each in answers if isinstance(each, StorageError)))
-        self.answers = list(answers)
-
-
 class SiteAgent:
     """One site: holds its data and encoder, and answers one request at a time.
 
     Args:
         settings: What the site owns.
-        policy: What it will do at all.
+        policy: What it will do at all; a file of it is read again when it has changed.
         encoder: Loads the encoder that a job names; several simulated sites may share one.
         records: Loads the site's records.
-        proxy: Loads the public pairs, for jobs whose sites exchange features of them.
+        proxy: Loads the public pairs, for jobs whose sites have them.
+        party: Who asks.
     """
 
     def __init__(
         self,
         settings: SiteSettings,
-        policy: SitePolicy,
+        policy: PolicySource,
         encoder: Callable[[JobConfig], DualEncoder],
         records: Callable[[SiteSettings, DualEncoder], SiteData] = load_records,
         proxy: Callable[[SiteSettings, DualEncoder], ProxySet] = load_proxy,
+        party: Party = NOBODY,
     ) -> None:
         self._settings = settings
-        self._policy = policy
         self._load_encoder = encoder
         self._load_records = records
         self._load_proxy = proxy
         self._state = SiteState(settings.state, settings.held)
         self._audit = AuditLog(self._state.audit)
+        self._permission = Permission(settings.name, policy, settings.state, self._audit, party)
+        self._privacy = PatientPrivacy(settings.state, self._audit)
         self._held: dict[Part, str] = {}
         self._encoder: tuple[str, DualEncoder] | None = None
-        self._data: tuple[str, SiteData] | None = None
+        self._data: tuple[tuple[str, str], SiteData] | None = None
         self._proxy: tuple[str, ProxySet] | None = None
         self.lock = threading.Lock()
 
@@ -147,28 +119,34 @@ class SiteAgent:
         return answer_together([(self, body)])[0]
 
     def begin(self, body: bytes) -> Work | bytes:
-        """Read a request, ask the policy, and get ready what it needs; or refuse."""
+        """Read a request, ask whether it is permitted, and get ready what it needs; or refuse."""
         started = time.monotonic()
         request: Request | None = None
         try:
             request, tensors = decode_request(body)
-            self._check(request)
-            encoder, data = self._open(request)
+            policy = self._permission.check(request)
+            encoder, data = self._open(request, policy)
             proxy = self._public(request, encoder)
             shared = SharedAdapter({})
             own: Mapping[str, Array] = {}
             if request.kind != "describe":
                 shared = self._receive(request, tensors, encoder)
-                if proxy is not None:
+                if proxy is not None and request.job.aggregate.shares_features:
                     check_common(shared.features, len(proxy))
                 own = self._own(request, encoder)
+            self._permission.approve(policy, request)
+            question = question_of(request)
+            kept = self._state.answer(question)
+            promise = None
+            if kept is not None:
+                kept = with_attempt(kept, request.attempt)
+            elif proxy is not None and promises_privacy(request):
+                promise = self._privacy.promise(request, policy, data, encoder.layout, proxy)
         except _MissingPartsError:
             return release_needs(self._reply(request, started), self._audit)
         except Exception as error:
             return self._refuse(request, started, error)
-        question = question_of(body)
-        kept = self._state.answer(question)
-        return Work(request, question, kept, encoder, data, shared, started, own, proxy)
+        return Work(request, question, kept, encoder, data, shared, started, own, proxy, promise)
 
     def finish(self, work: Work, result: object = None, together: int = 1) -> bytes:
         """Release what came of a work.
@@ -182,21 +160,41 @@ class SiteAgent:
         if isinstance(result, Exception):
             return self._refuse(work.request, work.started, result)
         try:
+            policy = self._permission.check(work.request)  # hours may have passed
             if isinstance(result, Trained):
-                return self._release_training(work, result, reply)
+                return self._release_training(work, result, reply, policy)
             if isinstance(result, Personalized):
                 personal = StoredPersonal(result.adapter, result.alpha)
                 self._state.save_personal(work.shared.sha256(), personal)
                 return release_done(reply, self._audit)
             if isinstance(result, Validated):
                 return self._evaluate(work, result)
-            return self._describe(work, reply)
+            return self._describe(work, reply, policy)
         except Exception as error:
             return self._refuse(work.request, work.started, error)
 
     def answer_again(self, work: Work) -> bytes:
         """Give the kept answer once more."""
         return release_again(work.request, work.kept or b"", self._audit)
+
+    def objection(self, body: bytes) -> bytes | None:
+        """Return a refusal if a request is not permitted at this moment, or ``None``.
+
+        A task under way is not waited for, so that whoever asks for its answer hears of it now.
+
+        Raises:
+            StorageError: If the audit log cannot be written; then nothing leaves.
+        """
+        started = time.monotonic()
+        try:
+            request, _ = decode_request(body)
+        except WireError:
+            return None  # the agent refuses it itself
+        try:
+            self._permission.check(request)
+        except RefusedError as error:
+            return self._refuse(request, started, error)
+        return None
 
     def refuse(self, request: Request, reason: str) -> bytes:
         """Refuse a request without looking at it further; a task under way is not waited for.
@@ -209,33 +207,30 @@ class SiteAgent:
 
     def _refuse(self, request: Request | None, started: float, error: Exception) -> bytes:
         reason = reason_of(error)
-        return release_refusal(self._reply(request, started), reason, self._audit)
+        fields = error.fields if isinstance(error, RefusedError) else None
+        return release_refusal(self._reply(request, started), reason, self._audit, fields)
 
-    def _check(self, request: Request) -> None:
-        if request.site not in {"", self._settings.name}:
-            raise RefusedError("other-site", "the request is for another site")
-        if not request.site and request.kind != "describe":
-            raise RefusedError("other-site", "the request does not say which site it is for")
-        self._policy.check(request)
-
-    def _open(self, request: Request) -> tuple[DualEncoder, SiteData]:
-        """Return encoder and data, loaded at the first request that needs them."""
+    def _open(self, request: Request, policy: SitePolicy) -> tuple[DualEncoder, SiteData]:
+        """Return encoder and data; they are loaded at first, and when the table has changed."""
         job = request.job.at(self._settings.name)
         key = f"{job.model!r} {job.lora!r}"
         if self._encoder is None or self._encoder[0] != key:
             self._encoder = (key, self._load_encoder(job))
         encoder = self._encoder[1]
-        if not self._policy.allows_base(encoder.base_sha256):
-            raise RefusedError("policy-base", "this base is not on the site's list")
+        self._permission.check_base(policy, encoder.base_sha256)
         if job is request.job and encoder.base_sha256 != request.base_sha256:
             raise RefusedError("base-mismatch", "the site's base has another digest")
-        if self._data is None or self._data[0] != encoder.base_sha256:
-            self._data = (encoder.base_sha256, self._load_records(self._settings, encoder))
-        return encoder, self._data[1]
+        table = table_digest(self._settings.source.table)
+        if self._data is None or self._data[0] != (encoder.base_sha256, table):
+            loaded = self._load_records(self._settings, encoder)
+            self._data = ((encoder.base_sha256, table), loaded)
+        data = self._data[1]
+        self._permission.check_data(policy, request, data, table)
+        return encoder, data
 
     def _public(self, request: Request, encoder: DualEncoder) -> ProxySet | None:
-        """Return the public pairs if the job exchanges features of them, and they are the job's."""
-        if not request.job.aggregate.shares_features:
+        """Return the public pairs if the job's sites have them, and they are the job's."""
+        if not request.job.sites_have_public_set:
             return None
         if self._proxy is None or self._proxy[0] != encoder.base_sha256:
             self._proxy = (encoder.base_sha256, self._load_proxy(self._settings, encoder))
@@ -264,13 +259,19 @@ class SiteAgent:
         seed = derive_seed(request.job.seed, "local", self._settings.name)
         return fresh_adapter(encoder.layout, seed).factors
 
-    def _describe(self, work: Work, reply: Answer) -> bytes:
+    def _describe(self, work: Work, reply: Answer, policy: SitePolicy) -> bytes:
+        if work.request.job.privacy.differential_privacy:
+            policy = policy.model_copy(update={"exact": False})
         examples = {tower: work.data.examples(tower) for tower in TOWERS}
         description = Description(kind=work.data.kind, examples=examples)
-        return release_description(reply, description, self._policy, self._audit)
+        return release_description(reply, description, policy, self._audit)
 
-    def _release_training(self, work: Work, trained: Trained, reply: Answer) -> bytes:
+    def _release_training(
+        self, work: Work, trained: Trained, reply: Answer, policy: SitePolicy
+    ) -> bytes:
         adapter, request = trained.adapter, work.request
+        if work.promise is not None:
+            self._privacy.spend(work.promise, adapter.steps)  # before anything of it leaves
         private = request.job.aggregate.private_factors
         summary = TrainSummary(
             loss=adapter.loss,
@@ -280,13 +281,13 @@ class SiteAgent:
             steps=adapter.steps,
         )
         if trained.features is not None:
-            answer = release_features(reply, trained.features, summary, self._policy, self._audit)
+            answer = release_features(reply, trained.features, summary, policy, self._audit)
         else:
             rank = request.job.lora.rank_of(request.site)
             sent = leading(of_kinds(adapter.factors, request.factors), rank)
             change = change_of(sent, leading(work.shared.factors, rank))
             layout = work.encoder.layout.at_rank(rank)
-            answer = release_update(reply, change, layout, summary, self._policy, self._audit)
+            answer = release_update(reply, change, layout, summary, policy, self._audit)
         if private:
             own = {**work.own, **of_kinds(adapter.factors, private)}
             OwnFactor(self._state.folder, request).keep(request.round, own)
@@ -297,31 +298,15 @@ class SiteAgent:
         started = time.monotonic()
         request, encoder, data, shared = work.request, work.encoder, work.data, work.shared
         stored = self._state.load_personal(shared.sha256())
-        views: dict[Model, AdapterView] = {"base": AdapterView()}
-        views |= self._references(encoder.layout)
-        if shared.factors:
-            views["shared"] = AdapterView(shared=shared)
-        if stored is not None and request.job.personalize.method != "none":
-            views["personal"] = AdapterView(shared, stored.adapter, stored.alpha)
-        job, least = (
-            request.job,
-            max(request.job.evaluate.minimum_count, self._policy.minimum_count),
-        )
-        policy = self._policy.model_copy(update={"minimum_count": least})  # the stricter wins
+        job, references = request.job, self._settings.references
+        views = views_of(shared, stored, references, encoder.layout, job)
         in_use = towers_in_use(data.towers, stored.alpha if stored else {})
         evaluation = evaluate_site(encoder, data, views, job, in_use, request.seed)
+        policy = self._permission.check(request)  # that took its time, too
         reply = self._reply(request, started)
-        return release_evaluation(reply, evaluation, validated.loss, policy, self._audit)
-
-    def _references(self, layout: AdapterLayout) -> dict[Model, AdapterView]:
-        """Return the further adapters to score; files that are not there are left out."""
-        views: dict[Model, AdapterView] = {}
-        for model, path in self._settings.references.items():
-            if path.exists():
-                reference = _load_reference(path)
-                check_fits(layout, reference)
-                views[model] = AdapterView(shared=reference)
-        return views
+        least = max(job.evaluate.minimum_count, policy.minimum_count)  # the stricter wins
+        told = policy.model_copy(update={"minimum_count": least})
+        return release_evaluation(reply, evaluation, validated.loss, told, self._audit)
 
     def _reply(self, request: Request | None, started: float, together: int = 1) -> Answer:
         return Answer(
@@ -331,102 +316,3 @@ class SiteAgent:
             seconds=(time.monotonic() - started) / together,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
-
-
-def answer_together(asked: Sequence[tuple[SiteAgent, bytes]]) -> list[bytes]:
-    """Return the answers of agents in this process; those that train, train in one cohort.
-
-    A deployed agent is a cohort of one. What an agent answers is, beyond rounding, what it
-    would answer alone. Who is in a cohort depends on ``asked`` only, so that a repeated
-    question gets the very same bits: kept answers are used if all of a cohort were kept.
-
-    Args:
-        asked: Agents with a request each; every agent once.
-
-    Raises:
-        NotReleasedError: If not even a refusal can be noted in the audit logs of some; it holds
-            the answers of the others.
-        StorageError: If the disk fails while all wait for it; then nothing leaves.
-    """
-    with on_disk_together(), ExitStack() as locks:
-        for agent, _ in asked:
-            locks.enter_context(agent.lock)
-        begun = [_noted(partial(agent.begin, body)) for agent, body in asked]
-        answers = [b"" if isinstance(begin, Work) else begin for begin in begun]
-        numbers = [number for number, begin in enumerate(begun) if isinstance(begin, Work)]
-        works = [begin for begin in begun if isinstance(begin, Work)]
-        for group in alike(works):
-            agents = [asked[numbers[number]][0] for number in group]
-            found = _answer_group(agents, [works[number] for number in group])
-            for number, answer in zip(group, found, strict=True):
-                answers[numbers[number]] = answer
-    released = [answer for answer in answers if isinstance(answer, bytes)]
-    if len(released) < len(answers):
-        raise NotReleasedError(answers)
-    return released
-
-
-def _noted(step: Callable[[], Result]) -> Result | StorageError:
-    """Return what a step gives, or why its site could not write its audit log."""
-    try:
-        return step()
-    except StorageError as error:
-        failed = error
-    except OSError as error:
-        failed = StorageError(f"the audit log cannot be used: {error.strerror}")
-        failed.__cause__ = error
-    # Only the place is logged, as for a refusal.
-    log.error("nothing released: storage at %s", place_of(failed))
-    return failed
-
-
-def _answer_group(agents: Sequence[SiteAgent], works: Sequence[Work]) -> list[bytes | StorageError]:
-    """Answer works of one kind and job."""
-    if all(work.kept is not None for work in works):
-        return [
-            _noted(partial(agent.answer_again, work))
-            for agent, work in zip(agents, works, strict=True)
-        ]
-    results: Sequence[object] = [None] * len(works)
-    try:
-        if works[0].request.kind == "train":
-            results = train_together(works)
-        elif works[0].request.kind == "personalize":
-            results = personalize_together(works)
-        elif works[0].request.kind == "evaluate":
-            results = validate_together(works)
-    except Exception as error:
-        if len(works) > 1:  # whatever one site's records do, the others answer
-            pairs = zip(agents, works, strict=True)
-            return [_answer_group([agent], [work])[0] for agent, work in pairs]
-        results = [error]
-    together = len(works) if any(result is not None for result in results) else 1
-    return [
-        _noted(partial(agent.finish, work, result, together))
-        for agent, work, result in zip(agents, works, results, strict=True)
-    ]
-
-
-def towers_in_use(
-    trained: tuple[Tower, ...], alpha: Mapping[Tower, float]
-) -> dict[Tower, Literal["personal", "shared", "not trained"]]:
-    """Return which adapter each tower of a site uses.
-
-    Args:
-        trained: Towers that the site has records for.
-        alpha: Mixing weight of the personal adapter per tower.
-    """
-    use: dict[Tower, Literal["personal", "shared", "not trained"]] = {}
-    for tower in TOWERS:
-        if tower not in trained:
-            use[tower] = "not trained"
-        else:
-            use[tower] = "personal" if alpha.get(tower, 0.0) > 0 else "shared"
-    return use
-
-
-def _load_reference(path: Path) -> SharedAdapter:
-    try:
-        return load_adapter(path)
-    except RunDirectoryError as error:
-        raise StorageError(str(error)) from error

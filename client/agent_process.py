@@ -15,11 +15,13 @@ import torch
 
 from client.agent import SiteAgent
 from client.compute import settle_process
+from client.decisions import NOBODY, Party
 from client.patience import PatientAgent
-from client.policy import SitePolicy
+from client.permission import PermittedAgent
+from client.policy import PolicyFile, PolicySource, SitePolicy
 from client.service import serve
 from client.settings import AgentSettings, load_agent
-from client.signed_agent import signed
+from client.signed_agent import party_of, signed
 from client.state import private_folder
 from shared.config import JobConfig
 from shared.errors import BaseModelError, ConfigError
@@ -48,7 +50,9 @@ def run_agent(config: Path) -> int:
     os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     settings = load_agent(config)
-    policy = SitePolicy.load(settings.policy)
+    SitePolicy.load(settings.policy)  # says what is wrong with it before anybody asks
+    home = config.absolute().parent
+    party = party_of(home)
     if not settings.site.source.table.is_file():
         raise ConfigError(
             f"{config}: data.table = {str(settings.site.source.table)!r}: no such file; expected "
@@ -58,11 +62,11 @@ def run_agent(config: Path) -> int:
     private_folder(settings.site.state)
     with until_signal() as stopped, held(settings.site.state, _TAKEN):
         settle_process(settings.threads)
-        site = site_agent(settings, policy)
+        site = site_agent(settings, PolicyFile(settings.policy), party)
         name, state = settings.site.name, settings.site.state
         patient = PatientAgent(_Threaded(site, settings.threads), name, settings.answer_seconds)
-        home = config.absolute().parent
-        agent = signed(patient, site.refuse, home, name, state / "asked.json")
+        permitted = PermittedAgent(patient, site.objection)
+        agent = signed(permitted, site.refuse, home, name, state / "asked.json")
         _private_place(settings.socket.parent)
         with serve(agent, settings.socket, _AT_ONCE):
             _say(f"agent {settings.site.name} ready, base {base[:12]}, at {settings.socket}")
@@ -75,17 +79,23 @@ def run_agent(config: Path) -> int:
     return 0
 
 
-def site_agent(settings: AgentSettings, policy: SitePolicy) -> SiteAgent:
-    """Return the agent of a site; it loads the base at its first request."""
+def site_agent(settings: AgentSettings, policy: PolicySource, party: Party = NOBODY) -> SiteAgent:
+    """Return the agent of a site; it loads the base at its first request.
+
+    Args:
+        settings: What the site owns.
+        policy: What it will do at all.
+        party: Who asks.
+    """
 
     def encoder(job: JobConfig) -> DualEncoder:
-        model = job.model.model_copy(update={"base": _own_base(settings, job)})
+        model = job.model.model_copy(update={"base": own_base(settings, job)})
         return DualEncoder.load(model, job.lora, settings.site.device)
 
-    return SiteAgent(settings.site, policy, encoder)
+    return SiteAgent(settings.site, policy, encoder, party=party)
 
 
-def _own_base(settings: AgentSettings, job: JobConfig) -> str:
+def own_base(settings: AgentSettings, job: JobConfig) -> str:
     """Return where the base is here; a job's own paths are the coordinator's, and not followed.
 
     Raises:

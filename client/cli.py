@@ -101,3 +101,111 @@ def rotate(
     from client.provisioning.commands import rotate_command
 
     rotate_command(site, out, as_json=as_json)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Option(help="The site's file.")] = Path("site.toml"),
+    job: Annotated[
+        Path | None,
+        typer.Option(metavar="JOB.toml", help="The consortium's job; the defaults if not given."),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Leave out what needs the gateway.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look whether a site is ready, and what a job will cost it: time, memory, traffic, disk.
+
+    It visits the gateway, reads the records, and trains one step on them; nothing of them is sent.
+    Exit codes: 0 ready, 2 something is to be mended.
+    """
+    from client.check.command import check_command
+
+    raise typer.Exit(check_command(config, job, offline=offline, as_json=as_json))
+
+
+@app.command()
+def policy(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.toml]", help="A job to hold against the policy.")
+    ] = None,
+    site: Site = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Show what the site's policy allows, or everything that it does not allow of a job.
+
+    Exit codes: 0 allowed, 2 not allowed.
+    """
+    from client.policy_commands import policy_command
+
+    raise typer.Exit(policy_command(site, job, as_json=as_json))
+
+
+@app.command()
+def withdraw(
+    reason: Annotated[str, typer.Option(help="For the site's own audit log.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="One run; all, now and later, if left out."),
+    ] = None,
+    site: Site = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw consent: nothing more is trained or released, not even what is under way."""
+    from client.audit_commands import withdraw_command
+
+    withdraw_command(site, run, reason, as_json=as_json)
+
+
+@app.command()
+def consent(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="One run; all if left out.")
+    ] = None,
+    site: Site = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Give consent again that was withdrawn."""
+    from client.audit_commands import consent_command
+
+    consent_command(site, run, as_json=as_json)
+
+
+audit = typer.Typer(
+    no_args_is_help=True,
+    suggest_commands=False,
+    help="The site's audit log: every decision, and everything that left.",
+)
+app.add_typer(audit, name="audit")
+
+
+@audit.command("verify")
+def audit_verify(
+    site: Site = Path(),
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|SEQ:SHA256",
+            help="From `consilia server anchors --json`; may be repeated.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no line was changed, removed or put in; with --anchor, that none was cut off."""
+    from client.audit_commands import verify_command
+
+    verify_command(site, anchor or [], as_json=as_json)
+
+
+@audit.command("show")
+def audit_show(
+    site: Site = Path(),
+    last: Annotated[int, typer.Option(min=1, help="So many lines.")] = 20,
+    run: Annotated[str | None, typer.Option(help="Only lines about this run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the last lines of the audit log."""
+    from client.audit_commands import show_command
+
+    show_command(site, last, run, as_json=as_json)

@@ -95,7 +95,7 @@ def courier_settings(
             raise ConfigError("--insecure: needs --superlink HOST:PORT")
         return CourierSettings(superlink, socket, home)
     identity = SiteIdentity.open(site)
-    kit, key = identity.pinned.content, identity.keys_in_use().node.absolute()
+    kit, key = identity.pinned.content, identity.node_key().absolute()
     where = superlink or f"{kit.gateway}:{kit.port}"
     authority = identity.authority.absolute()
     transport = ("--root-certificates", str(authority), "--auth-supernode-private-key", str(key))

@@ -28,10 +28,10 @@ def disclosed(evaluation: SiteEvaluation, policy: SitePolicy) -> SiteEvaluation:
 
 def rounded(summary: TrainSummary) -> TrainSummary:
     """Return the numbers of a round of training to three decimals."""
-    before = summary.validation_loss
+    loss, before = summary.loss, summary.validation_loss
     return summary.model_copy(
         update={
-            "loss": round(summary.loss, 3),
+            "loss": None if loss is None else round(loss, 3),
             "validation_loss": None if before is None else round(before, 3),
             "gradient_norms": {t: round(norm, 3) for t, norm in summary.gradient_norms.items()},
             "steps": 0,  # with epochs it is the exact number of records in disguise
@@ -111,6 +111,15 @@ def _findings(findings: list[FindingScore], policy: SitePolicy) -> list[FindingS
 
 
 def _bins(bins: list[CalibrationBin], policy: SitePolicy) -> list[CalibrationBin]:
+    """Return the bins that rest on enough; never all but one.
+
+    What a single missing bin rests on, all others and the total would tell: the smallest of those
+    that could be told goes with it.
+    """
+    told = [b for b in bins if b.n >= policy.minimum_count]
+    held_back = sum(0 < b.n < policy.minimum_count for b in bins)
+    if held_back == 1 and told:
+        told.remove(min(told, key=lambda b: b.n))
     return [
         CalibrationBin(
             predicted=round(b.predicted, 3),
@@ -119,8 +128,7 @@ def _bins(bins: list[CalibrationBin], policy: SitePolicy) -> list[CalibrationBin
             high=round(b.high, 3),
             n=disclosed_count(b.n, policy),
         )
-        for b in bins
-        if b.n >= policy.minimum_count
+        for b in told
     ]
 
 

@@ -17,6 +17,7 @@ from client.balance import coefficients, discrepancy
 from client.encoding import Features, Part, encode
 from client.features import Contrast
 from client.losses import LossContext, batch_losses
+from client.progress import step_done
 from shared.adapter import TOWERS, Factor, Tower
 from shared.config import TrainConfig
 from shared.errors import TrainingError
@@ -113,12 +114,14 @@ def fit(
     stack.train(factors)
     try:
         rows = _Rows(stack, learners, factors, config)
-        for step in range(max((learner.steps for learner in learners), default=0)):
+        steps = max((learner.steps for learner in learners), default=0)
+        for step in range(steps):
             rows.begin(step)
             blocks = [block for learner in rows.active(step) for block in next(learner.plan)]
             stack.gradients.zero_()
             rows.note(blocks, _backward(encoder, blocks, len(stack)))
             rows.step()
+            step_done(step + 1, steps)
         return rows.results()
     finally:
         stack.train(())

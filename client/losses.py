@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.batches import Batch, PreparedSplit, Rows, prepare
-from client.data.records import SiteData
+from client.data.records import Prompts, SiteData
 from client.encoding import Features, Part, encode_all
 from shared.model.encoder import DualEncoder
 from shared.objectives.anchor import anchor
@@ -89,19 +89,18 @@ def embed_prompts(encoder: DualEncoder, data: SiteData) -> PromptSet | None:
     lone = sum(len(s.everything.images) + len(s.everything.texts) for s in (train, val))
     if not columns or not lone or not bool(train.labelled.any()):
         return None
-    sides = [
-        texts
-        for column in columns
-        for texts in (
-            data.prompts[data.findings[column]].positive,
-            data.prompts[data.findings[column]].negative,
-        )
-    ]
-    everything = encoder.encode_texts(encoder.tokenize([text for side in sides for text in side]))
-    means = [part.mean(0) for part in everything.split([len(side) for side in sides])]
-    directions = torch.stack(means[0::2]) - torch.stack(means[1::2])
+    directions = prompt_directions(encoder, [data.prompts[data.findings[c]] for c in columns])
     prior = prevalence_logit(train.labels[train.labelled][:, columns]).to(encoder.device)
     return PromptSet(np.array(columns, dtype=np.intp), directions, prior)
+
+
+@torch.no_grad()
+def prompt_directions(encoder: DualEncoder, prompts: Sequence[Prompts]) -> Tensor:
+    """Return mean positive minus mean negative prompt under the view in use, (findings, d)."""
+    sides = [texts for each in prompts for texts in (each.positive, each.negative)]
+    everything = encoder.encode_texts(encoder.tokenize([text for side in sides for text in side]))
+    means = [part.mean(0) for part in everything.split([len(side) for side in sides])]
+    return torch.stack(means[0::2]) - torch.stack(means[1::2])
 
 
 @torch.no_grad()

@@ -3,15 +3,34 @@
 Whoever carries a question may lose it, or die, while the answer is being worked out; so nobody
 is left waiting for hours. A question is known by its header. Asked again, it finds the task that
 was begun for it; the last answer is kept, so that one that got lost on its way is given again.
+Asked by another attempt at the round it finds the same task, and the agent gives the answer that
+it kept, as the answer to that attempt.
+
+When a run goes on to its next question, what is still under way for an earlier one of it is given
+up: the round was closed without this site, and the answer would come too late. A run that was
+stopped cannot say so any more: Flower ends its ServerApp, and drops what is on its way. So its
+training is given up once another run asks and it has not for some minutes, or at the latest when
+nobody has for a quarter of an hour (``client.progress``).
 """
 
 import threading
 import time
 from dataclasses import dataclass, field
 
+from client.progress import Progress, watched
 from client.service import AgentChannel
 from shared.errors import WireError
-from shared.messages import Reply, decode_reply, decode_request, encode, question_of
+from shared.messages import (
+    Reply,
+    RequestHeader,
+    decode_reply,
+    decode_request_header,
+    encode,
+    question_of,
+)
+
+_OTHER_RUN_SECONDS = 120.0
+"""So long a run that is under way is silent at most: a courier that was killed is back by then."""
 
 
 @dataclass
@@ -19,16 +38,24 @@ class _Task:
     """A question that is being answered.
 
     Attributes:
+        request: What asked it first.
         begun: Monotonic seconds.
+        progress: How far it is.
         done: Set once there is an answer, or an error in its place.
         answer: What came of it.
         error: What kept it from being answered.
     """
 
-    begun: float
+    request: RequestHeader
+    begun: float = field(default_factory=time.monotonic)
+    progress: Progress = field(default_factory=Progress)
     done: threading.Event = field(default_factory=threading.Event)
     answer: bytes = b""
     error: Exception | None = None
+
+    def answers(self, request: RequestHeader) -> bool:
+        """Return whether it is under way, or its answer is one to this very attempt."""
+        return not self.done.is_set() or self.request.attempt == request.attempt
 
 
 class PatientAgent:
@@ -55,24 +82,45 @@ class PatientAgent:
             StorageError: If the site could not release an answer.
         """
         try:
-            question = question_of(body)
+            request = decode_request_header(body)
         except WireError:
             return self._agent.handle(body)  # which refuses it
-        with self._lock:
-            task = self._tasks.get(question)
-            if task is None:
-                task = self._begin(question, body)
-        if not task.done.wait(self._seconds):
-            return self._working(body, task)
-        if task.error is not None:
-            raise task.error
-        return task.answer
+        end = time.monotonic() + self._seconds
+        while True:
+            task = self._task(request, body)
+            if not task.done.wait(max(0.0, end - time.monotonic())):
+                return self._working(request, task)
+            if task.error is not None:
+                raise task.error
+            if task.request.attempt == request.attempt:
+                return task.answer
 
-    def _begin(self, question: str, body: bytes) -> _Task:
+    def _task(self, request: RequestHeader, body: bytes) -> _Task:
+        """Return the task of a question; it is begun unless it is known."""
+        question = question_of(request)
+        with self._lock:
+            self._let_go(question, request)
+            task = self._tasks.get(question)
+            if task is None or not task.answers(request):
+                task = self._begin(question, request, body)
+            task.progress.asked = time.monotonic()
+            return task
+
+    def _let_go(self, question: str, request: RequestHeader) -> None:
+        """Give up the training that the site does in vain while it is asked for something else."""
+        if request.kind == "describe":  # which a coordinator asks whatever is under way
+            return
+        for known, task in self._tasks.items():
+            # What personalizing gives is the site's own, and of use however late.
+            if known != question and task.request.kind == "train":
+                gone = task.progress.unasked(_OTHER_RUN_SECONDS)
+                task.progress.given_up |= task.request.run == request.run or gone
+
+    def _begin(self, question: str, request: RequestHeader, body: bytes) -> _Task:
         """Start on a question; answers to other questions are not kept any longer."""
         for known in [key for key, task in self._tasks.items() if task.done.is_set()]:
             del self._tasks[known]
-        task = self._tasks[question] = _Task(time.monotonic())
+        task = self._tasks[question] = _Task(request)
         # A daemon: an agent that is told to end does not wait for hours of training.
         work = threading.Thread(target=self._work, args=(question, task, body), daemon=True)
         work.start()
@@ -80,18 +128,18 @@ class PatientAgent:
 
     def _work(self, question: str, task: _Task, body: bytes) -> None:
         try:
-            with self._one_at_a_time:
+            with self._one_at_a_time, watched(task.progress):
                 task.answer = self._agent.handle(body)
         except Exception as error:  # whoever asks gets it
             task.error = error
         with self._lock:
-            if task.error is not None or not _is_final(task.answer):
+            if self._tasks.get(question) is task and not _is_final(task):
                 # The next one who asks brings what was missing, or finds the trouble gone.
-                self._tasks.pop(question, None)
+                del self._tasks[question]
         task.done.set()
 
-    def _working(self, body: bytes, task: _Task) -> bytes:
-        request, _ = decode_request(body)
+    def _working(self, request: RequestHeader, task: _Task) -> bytes:
+        done = task.progress.done
         reply = Reply(
             kind=request.kind,
             run=request.run,
@@ -100,10 +148,14 @@ class PatientAgent:
             site=self._site,
             status="working",
             seconds=round(time.monotonic() - task.begun, 3),
+            progress=None if done is None else round(done, 3),
         )
         return encode(reply)
 
 
-def _is_final(answer: bytes) -> bool:
+def _is_final(task: _Task) -> bool:
     """Return whether a question asked again should get this answer again."""
-    return decode_reply(answer)[0].status == "ok"
+    try:
+        return task.error is None and decode_reply(task.answer)[0].status == "ok"
+    except WireError:
+        return False

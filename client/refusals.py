@@ -15,8 +15,10 @@ from shared.errors import (
     RefusedError,
     StorageError,
     TrainingError,
+    VersionError,
     WireError,
 )
+from shared.versions import OTHER_VERSION
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,13 @@ def reason_of(error: Exception) -> str:
     Only its type and place are logged: the text of an error may quote a record.
     """
     where = place_of(error)
+    if isinstance(error, VersionError):
+        log.error("request refused: %s", error)  # it names both versions, and nothing else
+        return OTHER_VERSION
     if isinstance(error, RefusedError | TrainingError):
         log.warning("request refused: %s%s", error.reason, where and f" at {where}")
+        if isinstance(error, RefusedError) and error.fields:
+            log.warning("the site's policy does not allow: %s", error)  # of the job, no record
         return error.reason
     for sort, reason in _REASONS:
         if isinstance(error, sort):

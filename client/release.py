@@ -7,7 +7,7 @@ Every body gets its line in the audit log before it is handed over; if the line 
 written, the body does not leave.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
@@ -46,6 +46,18 @@ REFUSALS: dict[str, str] = {
     "policy-base": "the site's policy does not allow this base",
     "policy-rounds": "the site's policy does not allow so many rounds",
     "policy-steps": "the site's policy does not allow so much training",
+    "policy-unreadable": "the site's policy cannot be read, so it allows nothing",
+    "policy-purpose": "the site's policy names no purpose, so it allows nothing",
+    "policy-expired": "the site's policy does not count any more",
+    "policy-coordinator": "the site's policy does not allow requests of this coordinator",
+    "policy-rule": "the site's policy does not allow this aggregation rule",
+    "policy-personalization": "the site's policy does not allow this personalization",
+    "policy-targets": "the site's policy does not allow an adapter of these layers",
+    "policy-proxy": "the site's policy does not allow distillation on a public set",
+    "policy-cohort": "the site's policy asks for more sites in a round",
+    "policy-patients": "the site has fewer patients than its policy asks for",
+    "consent-withdrawn": "the site withdrew its consent",
+    "data-changed": "the site's records changed within the run",
     "policy-rank": "the site's policy does not allow an adapter of this rank",
     "policy-features": "the site's policy does not allow sending features of its own model",
     "no-proxy": "the site has no public set",
@@ -62,10 +74,16 @@ REFUSALS: dict[str, str] = {
     "loss-not-finite": "the loss of the training was not a finite number",
     "change-not-finite": "the change of the adapter was not finite",
     "out-of-range": "the change does not fit the round's fixed point",
+    "abandoned": "the request was given up before it was answered",
+    "version": "the request is of another version of consilia",
     "out-of-memory": "the site has too little memory for this round",
     "device-lost": "the device that trains at the site stopped working",
     "private-factor": "the request asks for a factor that stays at the site",
     "no-projection": "the base has no projections that a site could keep to itself",
+    "privacy-plan": "the job's differential privacy would not hold; the site's operator sees why",
+    "privacy-budget": "the site's privacy budget would be passed",
+    "privacy-ledger": "the site's privacy ledger cannot be relied on",
+    "privacy-population": "the site's records do not belong to its privacy ledger",
     "storage": "the site could not write to its own disk",
     "internal": "the site met an error of its own; its operator sees where",
 }
@@ -277,16 +295,33 @@ def release_needs(answer: Answer, audit: AuditLog) -> bytes:
     return _out(answer.reply().model_copy(update={"status": "needs"}), {}, "needs", audit)
 
 
-def release_refusal(answer: Answer, reason: str, audit: AuditLog) -> bytes:
+def release_refusal(
+    answer: Answer,
+    reason: str,
+    audit: AuditLog,
+    objections: Mapping[str, Sequence[str]] | None = None,
+) -> bytes:
     """Refuse with a reason code and the fixed sentence that belongs to it.
 
     A code that is not in ``REFUSALS`` gets a general sentence: the text of an error may
     quote a record, and never leaves.
+
+    Args:
+        answer: Whose reply it is.
+        reason: Code; the first one if there are several.
+        audit: Gets the line for this body.
+        objections: By code, what of the job is not allowed.
     """
     code = reason if reason in REFUSALS else "internal"
-    detail = REFUSALS.get(reason, _OTHER)
-    update = {"status": "refused", "reason": code, "detail": detail}
-    return _out(answer.reply().model_copy(update=update), {}, f"refusal {code}", audit)
+    fields = {each: tuple(names) for each, names in (objections or {}).items() if each in REFUSALS}
+    update = {
+        "status": "refused",
+        "reason": code,
+        "detail": REFUSALS.get(reason, _OTHER),
+        "objections": fields,
+    }
+    reply = answer.reply().model_copy(update=update)
+    return _out(reply, {}, f"refusal {code}", audit, {"objections": fields} if fields else None)
 
 
 def release_again(request: Request, body: bytes, audit: AuditLog) -> bytes:
@@ -295,9 +330,15 @@ def release_again(request: Request, body: bytes, audit: AuditLog) -> bytes:
     return body
 
 
-def _out(reply: Reply, tensors: Tensors, what: str, audit: AuditLog) -> bytes:
-    body = encode(reply, tensors)
-    audit.append(run=reply.run, round_number=reply.round, what=what, body=body)
+def _out(
+    reply: Reply,
+    tensors: Tensors,
+    what: str,
+    audit: AuditLog,
+    detail: Mapping[str, object] | None = None,
+) -> bytes:
+    body = encode(reply.model_copy(update={"anchor": audit.head()}), tensors)
+    audit.append(run=reply.run, round_number=reply.round, what=what, body=body, detail=detail)
     return body
 
 

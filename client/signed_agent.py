@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.asked import AskedRounds
+from client.decisions import NOBODY, Party
 from client.provisioning.folder import FOLDER, SiteIdentity
 from client.service import AgentChannel
 from shared.errors import IdentityError, WireError
@@ -99,6 +100,19 @@ def signed(agent: AgentChannel, refuse: Refuse, home: Path, site: str, asked: Pa
             f'expected name = "{name}" in site.toml, or another identity'
         )
     return SignedAgent(agent, refuse, identity, asked)
+
+
+def party_of(home: Path) -> Party:
+    """Return who may ask the site of a folder, for its policy; anybody without an identity.
+
+    Raises:
+        IdentityError: If the identity cannot be used, or the site has not joined.
+    """
+    if not (home / FOLDER).exists():
+        return NOBODY
+    identity = SiteIdentity.open(home)
+    members = identity.pinned.content.roster.members
+    return Party(identity.coordinator, sum(member.status == "active" for member in members))
 
 
 def _claim(request: Request, site: str, body: bytes) -> Claim:

@@ -59,14 +59,14 @@ class TrainedAdapter:
 
     Attributes:
         factors: The trained factors of the site's towers, and nothing else.
-        loss: Mean over the steps, in nats.
+        loss: Mean over the steps, in nats; ``None`` where it may not be told.
         steps: Optimiser steps taken.
         gradient_norms: Mean norm of the gradient per trained tower, before clipping.
         discrepancy: How far ahead each tower is, if both are trained (``client.balance``).
     """
 
     factors: dict[str, Array]
-    loss: float
+    loss: float | None
     steps: int
     gradient_norms: dict[Tower, float]
     discrepancy: dict[Tower, float]

@@ -10,7 +10,9 @@ from functools import cached_property
 from client.data.records import SiteData
 from client.features import Exchange, begin_exchange
 from client.own_factor import with_own
+from client.patient_privacy import Promise
 from client.personalization import Personalized, PersonalTask, personalize
+from client.private_training import train_privately
 from client.proxy import ProxySet
 from client.training import SiteTask, TrainedAdapter, train_shared
 from client.validation import validation_losses
@@ -27,14 +29,15 @@ class Work:
 
     Attributes:
         request: The request.
-        question: Digest of the request as it came.
-        kept: The answer that was given to the very same request before.
+        question: What tells the request from others (``shared.messages.question_of``).
+        kept: What was answered to the same question before, as the answer to this attempt.
         encoder: Of the request's job.
         data: The site's records.
         shared: The adapter that the request is about; empty for ``describe``.
         started: Monotonic seconds.
         own: The factors that the site keeps to itself; empty unless the rule leaves it any.
-        proxy: The public pairs, for jobs whose sites exchange features of them.
+        proxy: The public pairs, for jobs whose sites have them.
+        promise: What holds for the patients, in a training with differential privacy.
     """
 
     request: Request
@@ -46,6 +49,7 @@ class Work:
     started: float
     own: Adapter = field(default_factory=dict)
     proxy: ProxySet | None = None
+    promise: Promise | None = None
 
     @cached_property
     def model(self) -> SharedAdapter:
@@ -77,7 +81,10 @@ def alike(works: Sequence[Work]) -> list[list[int]]:
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, work in enumerate(works):
         request = work.request
-        key = (request.kind, request.round, id(work.encoder), request.job.digest())
+        # What one site of a cohort did not answer yet makes the others train again; but for those
+        # who pay for every training with their patients' privacy.
+        kept = work.kept is not None and request.job.privacy.differential_privacy
+        key = (request.kind, request.round, id(work.encoder), request.job.digest(), kept)
         groups.setdefault(key, []).append(number)
     return list(groups.values())
 
@@ -88,6 +95,8 @@ def train_together(works: Sequence[Work]) -> list[Trained | Exception]:
     Returns:
         Per work what came of it; one that fails does not keep the others from training.
     """
+    if works[0].request.job.privacy.differential_privacy:
+        return [_train_privately(work) for work in works]
     results: list[Trained | Exception | None] = [None] * len(works)
     able = [number for number, work in enumerate(works) if _can_train(work)]
     ready: list[tuple[int, float | None]] = []
@@ -107,8 +116,24 @@ def train_together(works: Sequence[Work]) -> list[Trained | Exception]:
             else:
                 features = _features(first.encoder, task, trained)
                 results[number] = Trained(trained, before, features)
-    nothing = TrainingError("no-training-data", "no tower to train in this round")
+    nothing = _nothing_to_train()
     return [nothing if result is None else result for result in results]
+
+
+def _train_privately(work: Work) -> Trained | Exception:
+    """Train one work's factors with noise; nothing is measured that would leave without any."""
+    if work.promise is None or not _can_train(work):
+        return _nothing_to_train()
+    try:
+        job = work.request.job
+        found = train_privately(work.encoder, _task(work), job, work.promise.steps)
+    except Exception as error:
+        return error
+    return Trained(found, None)
+
+
+def _nothing_to_train() -> TrainingError:
+    return TrainingError("no-training-data", "no tower to train in this round")
 
 
 def personalize_together(works: Sequence[Work]) -> list[Personalized | Exception]:
@@ -168,7 +193,7 @@ def _task(work: Work) -> SiteTask:
 
 def _exchange(work: Work) -> Exchange | None:
     """Begin the exchange of features with what the site starts from, if the job has one."""
-    if work.proxy is None:
+    if work.proxy is None or not work.request.job.aggregate.shares_features:
         return None
     towers = [tower for tower in work.data.towers if tower in work.request.weights]
     common, config = work.shared.features, work.request.job.proxy

@@ -17,12 +17,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.checkpoint import RunStore
 from server.events import Event
-from server.exchange import Persistence
 from server.first_features import creamfl_of
-from server.history import RunHistory
+from server.history import PATIENT, RunHistory
 from server.home import HOME_VARIABLE, CoordinatorHome
 from server.provisioning.identity import coordinator_identity
 from server.proxy.step import Distiller
+from server.questions import Persistence
 from server.rounds import RoundEngine, RunOutcome
 from server.run_files import is_locked
 from server.signed_post import CoordinatorIdentity
@@ -63,7 +63,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     home = CoordinatorHome.at(Path(_folder()))
     folder = home.run_path(_run(context))
-    with _when_free(folder) as store, RunHistory(home.history_url) as history:
+    with _when_free(folder) as store, RunHistory(home.history_url, PATIENT) as history:
         layout, base_sha256 = load_layout(folder / LAYOUT)
         if base_sha256 != store.base_sha256:
             raise RunDirectoryError(f"{folder / LAYOUT}: belongs to another base than the run")

@@ -80,14 +80,18 @@ def status(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Show runs: round, forecast, who is awaited, who was left out and why."""
+    """Show runs: round, who is online, who is awaited until when, who was left out and why."""
     from rich.console import Console
 
     from server.home import CoordinatorHome
     from server.status import status_command
 
-    status_command(CoordinatorHome.at(home), run, Console(), as_json=as_json)
+    where = CoordinatorHome.at(home)
+    status_command(where, run, Console(), as_json=as_json, watch=watch)
 
 
 @app.command()
@@ -194,3 +198,22 @@ def renew(
     from server.provisioning.commands import renew_command
 
     renew_command(home, host or [])
+
+
+@app.command()
+def anchors(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="One run.")] = None,
+    home: Home = Path("coordinator"),
+    site: Annotated[str | None, typer.Option(help="Only this site's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which lines of the sites' audit logs came with their answers.
+
+    With --json, a site can compare its log with them (consilia client audit verify --anchor).
+    """
+    from rich.console import Console
+
+    from server.anchors import anchors_command
+    from server.home import CoordinatorHome
+
+    anchors_command(CoordinatorHome.at(home), run, site, Console(), as_json=as_json)

@@ -1,7 +1,8 @@
 """What happens in a run, for progress bars and ``events.jsonl``.
 
 Events hold site names, reason codes and numbers, never a text, a file name of an image or a
-patient id: the fields of every kind are listed here, and others are refused.
+patient id: the fields of every kind are listed here, and others are refused. ``about`` of a site
+that was dropped names versions, or fields of the job.
 """
 
 import json
@@ -16,20 +17,24 @@ from typing import Final, Literal
 from shared.files import storage_errors, write_whole
 
 EventKind = Literal[
-    "run-started", "run-resumed", "site-described", "checkpoint-damaged",
-    "round-started", "site-working", "site-replied", "site-dropped", "late-reply",
-    "round-committed", "round-failed", "phase-started", "phase-progress", "run-finished",
+    "run-started", "run-resumed", "site-described", "site-connected", "site-disconnected",
+    "waiting", "checkpoint-damaged", "round-started", "site-working", "site-replied",
+    "site-dropped", "late-reply", "round-committed", "round-failed", "phase-started",
+    "phase-progress", "run-finished",
 ]  # fmt: skip
 
 FIELDS: Final[Mapping[EventKind, frozenset[str]]] = {
     "run-started": frozenset({"rounds"}),
     "run-resumed": frozenset({"rounds", "committed"}),
     "site-described": frozenset({"records"}),
+    "site-connected": frozenset(),
+    "site-disconnected": frozenset(),
+    "waiting": frozenset({"present", "needed"}),
     "checkpoint-damaged": frozenset(),
     "round-started": frozenset({"cohort", "attempt", "factors"}),
-    "site-working": frozenset({"seconds"}),
+    "site-working": frozenset({"seconds", "progress", "left"}),
     "site-replied": frozenset({"loss", "validation_loss", "seconds"}),
-    "site-dropped": frozenset({"reason", "state"}),
+    "site-dropped": frozenset({"reason", "state", "about"}),
     "late-reply": frozenset({"reason"}),
     "round-committed": frozenset({"seconds", "bytes_up", "bytes_down", "contributors", "asked"}),
     "round-failed": frozenset({"reason"}),

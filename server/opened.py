@@ -1,11 +1,11 @@
 """A round that is under way: what it asks, what came, and its record once it is over."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.exchange import Answer, Question
 from server.planning import Asking, RoundPlan
+from server.questions import AWAY, Answer, Question
 from server.records import Contribution, RoundRecord
 from server.roster import KnownSite, Roster
 from shared.adapter import SharedAdapter
@@ -48,7 +48,11 @@ class OpenRound:
     def questions(self, roster: Roster) -> list[Question]:
         """Return the question to every site of the cohort."""
         weights = self.plan.weights
-        return [self.asking.question(roster.sites[n], weights[n]) for n in self.plan.asked]
+        expected = self.plan.forecasts
+        return [
+            replace(self.asking.question(roster.sites[n], weights[n]), forecast=expected.get(n))
+            for n in self.plan.asked
+        ]
 
     def add(self, answer: Answer, site: KnownSite) -> None:
         """Note what became of the question to one site."""
@@ -66,6 +70,11 @@ class OpenRound:
             f"round {self.plan.round}: {admitted} of {len(self.plan.asked)} sites asked "
             f"contributed, expected at least {self.plan.quorum} ({why})"
         )
+
+    def may_come(self) -> bool:
+        """Return whether the round lacks only sites that are away, and may come back."""
+        away = [e for e in self.contributions if e.state == "missing" and e.reason in AWAY]
+        return len(self.contributors) + len(away) >= self.plan.quorum
 
     def facts(self) -> dict[str, Any]:
         """Return what the checkpoint's manifest says of the round."""
@@ -129,4 +138,5 @@ def _contribution(answer: Answer, site: KnownSite) -> Contribution:
         gradient_norms=dict(summary.gradient_norms) if summary else {},
         discrepancy=dict(summary.discrepancy) if summary else {},
         peak_memory_bytes=reply.peak_memory_bytes if reply else 0,
+        anchor=reply.anchor if reply else None,
     )

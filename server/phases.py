@@ -10,15 +10,16 @@ from typing import Any, Final, Literal
 
 from server.checkpoint import RunStore
 from server.events import EventLog
-from server.exchange import NOT_CONNECTED, Answer, Exchange
+from server.exchange import Exchange
 from server.outcome import Closing
 from server.planning import Asking
+from server.questions import NOT_CONNECTED, Answer
 from server.roster import Roster
 
 Phase = Literal["personalize", "evaluate"]
 CLOSING_PHASES: Final[tuple[Phase, ...]] = ("personalize", "evaluate")
 
-_FOLDERS: Final[Mapping[str, str]] = {"personalize": "personalized", "evaluate": "evaluations"}
+FOLDERS: Final[Mapping[str, str]] = {"personalize": "personalized", "evaluate": "evaluations"}
 
 
 @dataclass
@@ -48,7 +49,7 @@ class ClosingPhases:
         """
         phase, started = asking.request.kind, self.exchange.clock()
         adapter = asking.shared.sha256()
-        kept = self.store.read_records(_FOLDERS[phase])
+        kept = self.store.read_records(FOLDERS[phase])
         done = {site: r for site, r in kept.items() if r.get("adapter_sha256") == adapter}
         self._records[phase] = done
         self.roster.refresh()
@@ -72,7 +73,11 @@ class ClosingPhases:
             else:
                 self._lost[f"{answer.site} ({phase})"] = answer.reason or answer.state
                 self.events.emit(
-                    "site-dropped", site=answer.site, reason=answer.reason, state=answer.state
+                    "site-dropped",
+                    site=answer.site,
+                    reason=answer.reason,
+                    state=answer.state,
+                    about=list(answer.detail),
                 )
         self._seconds += self.exchange.clock() - started
 
@@ -91,8 +96,9 @@ class ClosingPhases:
             "bytes_up": answer.bytes_up,
             "bytes_down": answer.bytes_down,
             "peak_memory_bytes": reply.peak_memory_bytes,
+            "anchor": reply.anchor.model_dump() if reply.anchor else None,
             "validation_loss": reply.summary.validation_loss if reply.summary else None,
             "evaluation": reply.evaluation.model_dump(mode="json") if reply.evaluation else None,
         }
-        self.store.write_record(_FOLDERS[phase], answer.site, record)
+        self.store.write_record(FOLDERS[phase], answer.site, record)
         return record

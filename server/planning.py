@@ -1,13 +1,14 @@
 """What is asked of whom in one round, and when the round counts."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from server.cohort import choose_cohort, least_replies
-from server.exchange import NOT_CONNECTED, Question
+from server.forecast import Forecast, forecasts
 from server.post import Sheets
-from server.records import Contribution
+from server.questions import NOT_CONNECTED, Question
+from server.records import Contribution, RoundRecord
 from server.roster import KnownSite, Roster
 from server.validation import Expected
 from server.weights import round_weights
@@ -38,6 +39,7 @@ class RoundPlan:
         quorum: Least admitted replies.
         enough: After so many admitted replies the round closes; ``None`` waits for all.
         absent: Sites that are not sent a question, and what is recorded of them.
+        forecasts: How long the asked sites will take, as far as anything is known of that.
     """
 
     round: int
@@ -47,14 +49,25 @@ class RoundPlan:
     quorum: int
     enough: int | None
     absent: tuple[Contribution, ...]
+    forecasts: Mapping[str, Forecast]
 
 
-def plan_round(job: JobConfig, roster: Roster, round_number: int) -> RoundPlan:
-    """Choose the cohort, its weights and what the round needs."""
+def plan_round(
+    job: JobConfig, roster: Roster, round_number: int, before: Sequence[RoundRecord] = ()
+) -> RoundPlan:
+    """Choose the cohort, its weights and what the round needs.
+
+    Args:
+        job: Says how large the cohort is.
+        roster: The sites.
+        round_number: The round.
+        before: The committed rounds, which tell how long sites take.
+    """
     config = job.aggregate
     size = None if config.cohort is None else config.cohort + config.over_select
     asked = choose_cohort(roster.able(), size, job.seed, round_number)
-    weights = round_weights({name: roster.sites[name].examples for name in asked}, config)
+    examples = {name: roster.sites[name].examples for name in asked}
+    weights = round_weights(examples, config)
     surplus = config.cohort is not None and len(asked) > config.cohort
     return RoundPlan(
         round=round_number,
@@ -64,6 +77,7 @@ def plan_round(job: JobConfig, roster: Roster, round_number: int) -> RoundPlan:
         quorum=least_replies(config, roster.meant()),
         enough=config.cohort if surplus else None,
         absent=tuple(_absent(roster, asked, everyone=size is None)),
+        forecasts=forecasts(before, examples),
     )
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from shared.adapter import Tower
+from shared.messages import Anchor
 from shared.results import Kind, ParticipationCell, ParticipationState, ProxyStep
 
 RunStatus = Literal["running", "finished", "finished-incomplete", "stopped", "failed"]
@@ -32,6 +33,7 @@ class Contribution:
         gradient_norms: Mean gradient norm per tower.
         discrepancy: Per tower, how far it ran ahead; empty unless the site trained both.
         peak_memory_bytes: Of the site's process.
+        anchor: The last line of the site's audit log when it answered.
     """
 
     site: str
@@ -50,6 +52,7 @@ class Contribution:
     gradient_norms: Mapping[Tower, float] = field(default_factory=dict)
     discrepancy: Mapping[Tower, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    anchor: Anchor | None = None
 
     def cell(self) -> ParticipationCell:
         """Return the cell of the results' participation table."""
@@ -156,3 +159,22 @@ class AuditEntry:
     action: str
     round: int | None
     detail: str
+
+
+@dataclass(frozen=True)
+class KeptAnchor:
+    """A line of a site's audit log that the coordinator keeps for it.
+
+    Attributes:
+        site: Whose log.
+        run: The run that brought it.
+        phase: ``round 3``, ``personalize`` or ``evaluate``.
+        seq: Number of the line.
+        sha256: Its digest.
+    """
+
+    site: str
+    run: str
+    phase: str
+    seq: int
+    sha256: str

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from server.cohort import least_replies
 from server.events import EventLog
-from server.exchange import Answer, Exchange, Question
+from server.exchange import Exchange
 from server.post import Sheets
+from server.questions import Answer, Question
 from server.validation import Expected
 from shared.adapter import Tower
 from shared.config import JobConfig
@@ -17,6 +18,7 @@ NOT_INVITED = "not-in-job"
 NAME_TAKEN = "name-taken"
 
 _LOOK_AGAIN_SECONDS = 0.2
+_LONGEST_LOOK = 2.0
 _NEWCOMER_SECONDS = 60.0
 _TRIES = 3
 
@@ -67,6 +69,7 @@ class Roster:
     """Sites that took part before the run was resumed."""
     _tries: dict[int, int] = field(default_factory=dict)
     _nodes: set[int] = field(default_factory=set)
+    _told: tuple[int, int] | None = None
 
     def gather(self) -> None:
         """Describe the sites, and wait for those that are to come.
@@ -76,12 +79,14 @@ class Roster:
         """
         aggregate, clock = self.job.aggregate, self.exchange.clock
         wanted = len(self.job.data.sites) or aggregate.quorum or aggregate.cohort or 1
-        end = clock() + aggregate.deadline_seconds
+        begun = clock()
+        end = begun + aggregate.deadline_seconds
         while True:
             connected = self.refresh(end - clock())
             if connected >= wanted or clock() >= end:
                 return
-            self.exchange.sleep(min(_LOOK_AGAIN_SECONDS, max(0.0, end - clock())))
+            self._tell_waiting(connected, wanted)
+            self._pause(begun, end)
 
     def refresh(self, seconds: float = _NEWCOMER_SECONDS) -> int:
         """Look who is connected and ask newcomers to describe themselves.
@@ -91,30 +96,63 @@ class Roster:
         Returns:
             How many nodes are connected.
         """
-        self._nodes = set(self.exchange.post.nodes())
+        self.look()
         known = {site.node for site in self.sites.values()}
         new = [n for n in sorted(self._nodes - known) if self._tries.get(n, 0) < _TRIES]
         for node in new:
             self._tries[node] = self._tries.get(node, 0) + 1
-        for node in set(self._tries) - self._nodes:
-            self.refused.pop(_stand_in(node), None)  # left before it gave a name
         if new:
             self._greet(self.exchange.ask(self._questions(new), seconds))
         return len(self._nodes)
 
+    def look(self) -> None:
+        """Look who is connected, and tell who came back and who left."""
+        before, self._nodes = self._nodes, set(self.exchange.post.nodes())
+        for name, site in sorted(self.sites.items()):
+            if (site.node in before) != (site.node in self._nodes):
+                back = site.node in self._nodes
+                self.events.emit("site-connected" if back else "site-disconnected", site=name)
+        for node in set(self._tries) - self._nodes:
+            self.refused.pop(_stand_in(node), None)  # left before it gave a name
+            del self._tries[node]  # whatever was wrong may be mended when it comes back
+
     def await_sites(self) -> None:
         """Greet newcomers, and wait while too many known sites are away for a round to count.
 
-        Waits at most until the deadline; a site that refused is not waited for.
+        Waits without end where sites are at the other end of a network, else at most until the
+        deadline; a site that refused is not waited for.
         """
         config, clock = self.job.aggregate, self.exchange.clock
-        end = clock() + config.deadline_seconds
+        begun = clock()
+        end = None if self.patient else begun + config.deadline_seconds
         while True:
-            self.refresh(min(_NEWCOMER_SECONDS, end - clock()))
-            short = len(self.able()) < least_replies(config, self.meant())
-            if not short or not self.gone() or clock() >= end:
+            left = _NEWCOMER_SECONDS if end is None else end - clock()
+            self.refresh(min(_NEWCOMER_SECONDS, left))
+            present, needed = len(self.able()), least_replies(config, self.meant())
+            nobody = self.patient and not self.sites and not self.refused
+            late = end is not None and clock() >= end
+            if present >= needed or late or not (self.gone() or nobody):
+                self._told = None
                 return
-            self.exchange.sleep(min(_LOOK_AGAIN_SECONDS, max(0.0, end - clock())))
+            self._tell_waiting(present, needed)
+            self._pause(begun, end)
+
+    @property
+    def patient(self) -> bool:
+        """Return whether sites that are away are waited for, however long that takes."""
+        return self.exchange.persistence is not None
+
+    def _tell_waiting(self, present: int, needed: int) -> None:
+        """Tell once how many sites are there and how many are needed."""
+        if self._told != (present, needed):
+            self._told = present, needed
+            self.events.emit("waiting", present=present, needed=needed)
+
+    def _pause(self, begun: float, end: float | None) -> None:
+        """Wait until it is time to look again, ever longer."""
+        now = self.exchange.clock()
+        pause = min(max(_LOOK_AGAIN_SECONDS, (now - begun) / 20), _LONGEST_LOOK)
+        self.exchange.sleep(pause if end is None else min(pause, max(0.0, end - now)))
 
     def connected(self) -> set[str]:
         """Return the names of the known sites whose nodes are connected."""
@@ -174,7 +212,10 @@ class Roster:
                 reason = answer.reason or answer.state
                 self.sites.pop(name, None)
                 self.refused[name] = reason
-            self.events.emit("site-dropped", site=name, reason=reason, state=answer.state)
+            about = list(answer.detail)
+            self.events.emit(
+                "site-dropped", site=name, reason=reason, state=answer.state, about=about
+            )
 
     def _objection(self, answer: Answer, name: str) -> str | None:
         """Return why a node may not speak for a site, if it gave a name at all."""

@@ -7,7 +7,7 @@ that goes on from it ends with the same bits.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,14 +18,16 @@ from server.aggregation.base import whole
 from server.aggregation.error import ProductError
 from server.checkpoint import RunStore
 from server.events import Event, EventLog
-from server.exchange import Answer, Exchange, Persistence
-from server.history import RunHistory
+from server.exchange import Exchange
+from server.flower_post import FlowerPost
+from server.history import HistoryAwayError, RunHistory
 from server.opened import OpenRound
 from server.outcome import RunOutcome, SiteLog, build_outcome
 from server.phases import CLOSING_PHASES, ClosingPhases
 from server.planning import Asking, plan_round
-from server.post import Letter, Outgoing, Post
+from server.post import Post
 from server.proxy.step import Distiller, RoundUpdates
+from server.questions import Answer, Persistence
 from server.records import RoundRecord, RunStatus
 from server.roster import Roster
 from server.run_files import DamagedCheckpointError
@@ -37,69 +39,19 @@ from shared.errors import (
     InterruptedRunError,
     QuorumError,
     RunDirectoryError,
-    WireError,
 )
 from shared.messages import Request, RequestKind
 from shared.results import ProxyStep
-from shared.wire import body_of, sealed, to_message
 
-__all__ = ["FlowerPost", "RoundEngine", "RunOutcome", "SiteLog"]
+__all__ = ["RoundEngine", "RunOutcome", "SiteLog"]
 
-_FLOWER_ERRORS = {
-    1: "site-app-not-loaded",
-    2: "site-error",
-    3: "message-lost",
-    4: "message-lost",
-    5: "node-unavailable",
-    8: "site-crashed",
-}
-"""Reason codes for Flower's error codes (``flwr.common.constant.ErrorCode``)."""
+_TELLING = 20
+"""So many rounds tell how long a site takes."""
+_PAUSE_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class FlowerPost:
-    """Carries bodies over a Flower grid.
-
-    Attributes:
-        grid: Reaches the nodes.
-        time_to_live: Seconds after which Flower may drop a message.
-    """
-
-    grid: Grid
-    time_to_live: float
-
-    def nodes(self) -> list[int]:
-        """Return the numbers of all nodes that are connected."""
-        return list(self.grid.get_node_ids())
-
-    def send(self, requests: Sequence[Outgoing]) -> list[str | None]:
-        """Push requests to nodes, all in one go."""
-        shared = {id(request.body.enclosure): request.body.enclosure for request in requests}
-        sealed_once = {key: sealed(enclosure) for key, enclosure in shared.items()}
-        messages = []
-        for request in requests:
-            header, enclosure = request.body.header, sealed_once[id(request.body.enclosure)]
-            messages.append(
-                to_message(header, request.node, request.kind, self.time_to_live, enclosure)
-            )
-        ids: list[str | None] = list(self.grid.push_messages(messages))
-        # A grid that could push none of them returns an empty list.
-        return ids if len(ids) == len(requests) else [None] * len(requests)
-
-    def collect(self, message_ids: Sequence[str]) -> list[Letter]:
-        """Pull what has come back; Flower's error replies are known by what they reply to."""
-        letters = []
-        for message in self.grid.pull_messages(message_ids):
-            message_id = message.metadata.reply_to_message_id
-            if message.has_error():
-                reason = _FLOWER_ERRORS.get(message.error.code, "flower-error")
-                letters.append(Letter(message_id, None, reason))
-                continue
-            try:
-                letters.append(Letter(message_id, body_of(message)))
-            except WireError:
-                letters.append(Letter(message_id, b""))  # no body either, so it is refused
-        return letters
+class AwayError(QuorumError):
+    """A round lacks sites that are away."""
 
 
 @dataclass
@@ -139,6 +91,7 @@ class RoundEngine:
     sleep: Callable[[float], None] = time.sleep
     _records: list[RoundRecord] = field(default_factory=list, init=False)
     _resumed: bool = field(default=False, init=False)
+    _able: set[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config = self.job.aggregate
@@ -149,6 +102,9 @@ class RoundEngine:
             post = SignedPost(post, self.identity)
         self._exchange = Exchange(post, self._events, self.clock, self.sleep, self.persistence)
         self._roster = Roster(self.job, self._exchange, self._events, self._describe_request)
+        if self.persistence is not None:
+            self._exchange.look = self._roster.look
+            self._roster.expected |= set(self.job.data.sites)
 
     def run(self) -> RunOutcome:
         """Carry the job out.
@@ -169,12 +125,14 @@ class RoundEngine:
         try:
             self._roster.gather()
             for number in range(len(self._records) + 1, self.job.rounds + 1):
-                shared = self._round(number, shared)
+                shared = self._insistently(number, shared)
             outcome = self._close(shared)
         except KeyboardInterrupt:
             message = self._how_to_go_on()
             self._end("stopped", message)
             raise InterruptedRunError(message) from None
+        except HistoryAwayError:
+            raise  # nothing is decided; whoever starts the run again goes on with it
         except ConsiliaError as error:
             self._end("failed", str(error))
             raise
@@ -228,6 +186,17 @@ class RoundEngine:
             self._events.emit("run-started", rounds=self.job.rounds)
         return shared
 
+    def _insistently(self, number: int, received: SharedAdapter) -> SharedAdapter:
+        """Carry out one round; again, where it lacks only sites that are away and may come back.
+
+        What a site answered to an earlier attempt it kept, and gives again.
+        """
+        while True:
+            try:
+                return self._round(number, received)
+            except AwayError:
+                self.sleep(_PAUSE_SECONDS)  # and then for the sites, as before every round
+
     def _round(self, number: int, received: SharedAdapter) -> SharedAdapter:
         """Carry out one round and commit it; return the adapter after it."""
         opened = self._open(number, received)
@@ -251,6 +220,10 @@ class RoundEngine:
                 self.store.run, number, opened.attempt, str(error), opened.contributions
             )
             self._events.emit("round-failed", round_number=number, reason="quorum")
+            if self.persistence is not None and opened.may_come():
+                present = len(opened.contributors)
+                self._events.emit("waiting", present=present, needed=opened.plan.quorum)
+                raise AwayError(str(error)) from None
             raise
         # With one factor trained the products are linear in the changes, so their mean is exact.
         exact = 0.0 if by_construction and not parted else None
@@ -268,7 +241,10 @@ class RoundEngine:
         """Bring the adapter into the round's form, choose the cohort, and say so."""
         started = self.clock()
         self._roster.await_sites()
-        plan = plan_round(self.job, self._roster, number)
+        self._note_who_is_there(number)
+        # Where sites are in one process none of them can be slow by itself.
+        before = self._records[-_TELLING:] if self.persistence else ()
+        plan = plan_round(self.job, self._roster, number, before)
         factors = self._rule.trains(number)
         attempt = self.history.open_round(self.store.run, number)
         self._events.emit(
@@ -279,11 +255,21 @@ class RoundEngine:
             factors="".join(factors),
         )
         request = self._request("train", number, attempt).model_copy(
-            update={"factors": factors, "scale": plan.scale}
+            update={"factors": factors, "scale": plan.scale, "cohort": len(plan.asked)}
         )
         shared = self._rule.open_round(received, self.layout, number, self.job.seed)
         asking = Asking(request, shared, self.layout, self._rule.for_rank)
         return OpenRound(plan, attempt, asking, started, self._resumed)
+
+    def _note_who_is_there(self, number: int) -> None:
+        """Record who joined and who is away since the round before."""
+        now = set(self._roster.able())
+        before, self._able = self._able, now
+        if before is None or before == now:
+            return
+        changes = {"joined": now - before, "away": before - now}
+        named = [f"{what}: {', '.join(sorted(who))}" for what, who in changes.items() if who]
+        self.history.audit(self.store.run, "sites-changed", number, "; ".join(named))
 
     def _updates(self, opened: OpenRound) -> Iterator[AdapterUpdate]:
         """Ask the cohort and yield each admitted update as it comes.
@@ -352,6 +338,7 @@ class RoundEngine:
 
     def _end(self, status: RunStatus, reason: str) -> None:
         """Record an early end; where even that fails the first error is what matters."""
+        self.history.be_brief()
         with suppress(ConsiliaError):
             self.history.finish_run(self.store.run, status, reason)
         with suppress(ConsiliaError):
@@ -375,6 +362,7 @@ class RoundEngine:
                 site=answer.site,
                 reason=answer.reason,
                 state=answer.state,
+                about=list(answer.detail),
             )
 
     def _request(self, kind: RequestKind, number: int, attempt: int) -> Request:

@@ -3,7 +3,8 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,51 @@ _KEYS = {"run", "token", "created", "job_sha256", "base_sha256"}
 
 class DamagedCheckpointError(StorageError):
     """A committed round's directory is missing or differs from what was committed."""
+
+
+@contextmanager
+def new_run_folder(runs: Path, stem: str, known: Collection[str], other: str) -> Iterator[Path]:
+    """Make the folder of a new run; one into which nothing is written in the block is removed.
+
+    Two processes that look at the same moment get two folders: making it is what decides.
+
+    Args:
+        runs: Holds the runs.
+        stem: The run's name, to which ``-2`` and so on is added where it is taken.
+        known: Names that the history holds already.
+        other: What to choose instead, such as ``another --out``.
+
+    Raises:
+        RunDirectoryError: If no name is free, or the folder may not be written.
+        StorageError: If it cannot be made.
+    """
+    made_runs = not runs.exists()
+    path = _made(runs, stem, known, other)
+    try:
+        yield path
+    finally:
+        with suppress(OSError):  # there is something in it
+            path.rmdir()
+            if made_runs:
+                runs.rmdir()
+
+
+def _made(runs: Path, stem: str, known: Collection[str], other: str) -> Path:
+    for number in range(1, 10_000):
+        path = runs / (stem if number == 1 else f"{stem}-{number}")
+        if path.name in known:
+            continue
+        try:
+            with files.storage_errors(f"{path}: the run directory cannot be made"):
+                path.mkdir(parents=True)
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileExistsError) or not path.exists():
+                if isinstance(error.__cause__, PermissionError | NotADirectoryError):
+                    raise RunDirectoryError(f"{error}; choose {other}") from None
+                raise
+        else:
+            return path
+    raise RunDirectoryError(f"{runs}: holds too many runs of {stem}; choose {other}")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

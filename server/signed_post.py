@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from server.post import Letter, Outgoing, Post, Sheets
-from shared.errors import WireError
+from shared.errors import VersionError, WireError
 from shared.messages import RequestHeader, decode_reply, decode_request_header, halves
 from shared.security.claims import Claim, objection, signature_of, split_signed
 from shared.security.signing import SigningKey
@@ -73,10 +73,13 @@ class SignedPost:
 
     def collect(self, message_ids: Sequence[str]) -> list[Letter]:
         """Return what has come back, without signatures; what is not right says so instead."""
-        return [self._opened(letter) for letter in self.post.collect(message_ids)]
+        letters = [self._opened(letter) for letter in self.post.collect(message_ids)]
+        for letter in letters:  # only now: an answer that came twice is read twice
+            self._asked.pop(letter.message_id, None)
+        return letters
 
     def _opened(self, letter: Letter) -> Letter:
-        asked = self._asked.pop(letter.message_id, None)
+        asked = self._asked.get(letter.message_id)
         if letter.body is None:
             return letter
         reason, body = self._read(letter.body, asked) if asked else (UNREADABLE, b"")
@@ -86,11 +89,14 @@ class SignedPost:
 
     def _read(self, content: bytes, asked: RequestHeader) -> tuple[str | None, bytes]:
         """Return why an answer does not count, if so, and its body."""
+        body = b""
         try:
             signed, body = split_signed(content)
             header, rest = halves(body)
             # Before names are known the answer names itself; roster and signature must agree.
-            site = asked.site or decode_reply(body)[0].site
+            site = asked.site if signed and asked.site else decode_reply(body)[0].site
+        except VersionError:
+            return None, body  # that it cannot be read is all that it says, and it never counts
         except WireError:
             return UNREADABLE, b""
         expected: Claim = claim_of(asked, site, header, hashlib.sha256(rest).digest())

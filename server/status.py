@@ -5,45 +5,31 @@ Everything is read from the run history and from the runs' events; nothing is as
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from server.checkpoint import RunStore
+from server.forecast import forecasts
 from server.history import RunHistory
 from server.home import CoordinatorHome
-from server.records import RunSummary
+from server.records import RoundRecord, RunSummary
 from server.run_files import is_locked
+from server.site_status import Course, SiteStatus, read_events
 from server.vehicle import read_vehicle
 from shared.errors import RunDirectoryError
 from shared.page.numbers import duration
 
 _WAITING = "waiting for its ServerApp"
-
-
-@dataclass
-class SiteStatus:
-    """What is known of one site in a run.
-
-    Attributes:
-        name: Its name.
-        state: ``awaited``, ``working``, ``in``, or how it was left out of the round.
-        reason: Code, if it was left out.
-        heard: When it was last heard of, ISO 8601.
-        contributed: Committed rounds that its change is in.
-    """
-
-    name: str
-    state: str = "connected"
-    reason: str | None = None
-    heard: str | None = None
-    contributed: int = 0
+_WATCH_SECONDS = 2.0
+_TELLING = 20
+"""So many rounds tell how long a site takes."""
 
 
 @dataclass
@@ -57,6 +43,7 @@ class RunStatusNow:
         rounds: Committed.
         rounds_planned: Of the job.
         phase: What is under way: ``round 3``, ``personalize``, ``evaluate``.
+        waiting: ``1 of 2 sites`` while too few are there to go on.
         sites: Those that described themselves or were left out.
         seconds_left: Forecast from the committed rounds; ``None`` if nothing is known.
         alive: Whether a ServerApp works on it at this moment.
@@ -69,6 +56,7 @@ class RunStatusNow:
     rounds: int
     rounds_planned: int
     phase: str | None = None
+    waiting: str | None = None
     sites: list[SiteStatus] = field(default_factory=list)
     seconds_left: float | None = None
     alive: bool = False
@@ -76,7 +64,7 @@ class RunStatusNow:
 
 
 def status_command(
-    home: CoordinatorHome, run: str | None, console: Console, *, as_json: bool
+    home: CoordinatorHome, run: str | None, console: Console, *, as_json: bool, watch: bool = False
 ) -> None:
     """Print the runs of a coordinator, or one of them in full.
 
@@ -85,23 +73,51 @@ def status_command(
         run: A run; all of them, the latest in full, if not given.
         console: Where.
         as_json: Print one JSON object.
+        watch: Show it anew every few seconds, until Ctrl-C.
 
     Raises:
         RunDirectoryError: If there is no such run.
     """
+    if as_json:
+        tree = {
+            "coordinator": "up" if home.answers() else "down",
+            "runs": [asdict(each) for each in _runs_now(home, run)],
+        }
+        console.print_json(json.dumps(tree))
+    elif watch:
+        _watch(home, run, console)
+    else:
+        console.print(_page(home, run))
+
+
+def _watch(home: CoordinatorHome, run: str | None, console: Console) -> None:
+    """Show the page anew every few seconds, until Ctrl-C."""
+    with Live(_page(home, run), console=console, auto_refresh=False, screen=False) as live:
+        try:
+            while True:
+                time.sleep(_WATCH_SECONDS)
+                live.update(_page(home, run), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def _page(home: CoordinatorHome, run: str | None) -> RenderableType:
+    """Return everything that is shown."""
+    shown = _runs_now(home, run)
+    parts: list[RenderableType] = [
+        Text(f"coordinator {'up' if home.answers() else 'down'}, {home.folder}")
+    ]
+    if not shown:
+        parts.append(Text(f"no runs; consilia server submit JOB.toml --home {home.folder}"))
+    for number, each in enumerate(shown):
+        parts += _about(each, whole=number == 0)
+    return Group(*parts)
+
+
+def _runs_now(home: CoordinatorHome, run: str | None) -> list[RunStatusNow]:
     names = [home.run_path(run).name] if run else _runs(home)
     known = _known(home)
-    shown = [run_status(home, name, known.get(name)) for name in names]
-    answers = home.answers()
-    if as_json:
-        tree = {"coordinator": "up" if answers else "down", "runs": [asdict(r) for r in shown]}
-        console.print_json(json.dumps(tree))
-        return
-    console.print(f"coordinator {'up' if answers else 'down'}, {home.folder}", highlight=False)
-    if not shown:
-        console.print(f"no runs; consilia server submit JOB.toml --home {home.folder}")
-    for number, each in enumerate(shown):
-        _print(each, console, whole=number == 0)
+    return [run_status(home, name, known.get(name)) for name in names]
 
 
 def run_status(home: CoordinatorHome, name: str, summary: RunSummary | None) -> RunStatusNow:
@@ -123,16 +139,19 @@ def run_status(home: CoordinatorHome, name: str, summary: RunSummary | None) -> 
         wanted = vehicle is not None and vehicle.wanted
         reason = f"its ServerApp is gone; {'it is started again' if wanted else 'not wanted'}"
     now = RunStatusNow(name, status, reason, summary.rounds, summary.rounds_planned, alive=alive)
-    contributed: dict[str, int] = {}
     with RunHistory(home.history_url) as history:
         rounds = history.committed_rounds(name)
-    for record in rounds:
-        for each in record.contributions:
-            contributed[each.site] = contributed.get(each.site, 0) + (each.state == "in")
-    sites = _sites(path, now)
-    for site, count in contributed.items():
-        sites.setdefault(site, SiteStatus(site, "away")).contributed = count
-    now.sites = [sites[site] for site in sorted(sites)]
+    examples = {each.site: each.examples for record in rounds for each in record.contributions}
+    course = Course(forecasts(rounds[-_TELLING:], examples))
+    course.follow(read_events(path))
+    now.phase = course.phase
+    if course.waiting is not None:
+        now.waiting = "{} of {} sites".format(*course.waiting)
+    _count(course.sites, rounds)
+    now.sites = [course.sites[site] for site in sorted(course.sites)]
+    if not alive:
+        for site in now.sites:  # nobody looks who is connected
+            site.online = site.since = site.finish = None
     if rounds:
         now.adapter_sha256 = rounds[-1].adapter_sha256
         mean = sum(record.seconds for record in rounds) / len(rounds)
@@ -141,56 +160,13 @@ def run_status(home: CoordinatorHome, name: str, summary: RunSummary | None) -> 
     return now
 
 
-def _sites(run: Path, now: RunStatusNow) -> dict[str, SiteStatus]:
-    """Read from the events what every site does; note the phase on the way."""
-    sites: dict[str, SiteStatus] = {}
-    for event in _events(run):
-        kind, name = event.get("kind"), event.get("site")
-        if kind == "round-started":
-            now.phase = f"round {event['round']}"
-            for site in event.get("cohort", []):
-                sites.setdefault(site, SiteStatus(site)).state = "awaited"
-                sites[site].reason = None
-        elif kind == "phase-started":
-            now.phase = str(event["phase"])
-            for status in sites.values():
-                status.state, status.reason = "awaited", None
-        elif kind in ("run-finished", "round-committed"):
-            now.phase = None if kind == "run-finished" else now.phase
-        if name is not None and (name in sites or kind != "site-working"):
-            site = sites.setdefault(str(name), SiteStatus(str(name)))
-            site.heard = str(event.get("time"))
-            _note(site, event)
-    return sites
-
-
-def _note(site: SiteStatus, event: Mapping[str, Any]) -> None:
-    states = {
-        "site-working": "working",
-        "site-replied": "in",
-        "phase-progress": "in",
-        "site-described": site.state if site.state == "awaited" else "connected",
-    }
-    kind = str(event["kind"])
-    if kind == "site-dropped":
-        site.state, site.reason = str(event.get("state")), str(event.get("reason"))
-    elif kind in states:
-        site.state, site.reason = states[kind], None
-
-
-def _events(run: Path) -> list[dict[str, Any]]:
-    """Return the events of a run; a last line that is just being written is left out."""
-    try:
-        lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
+def _count(sites: dict[str, SiteStatus], rounds: Sequence[RoundRecord]) -> None:
+    """Count the committed rounds that every site is in, and those that asked it in vain."""
+    for record in rounds:
+        for each in record.contributions:
+            site = sites.setdefault(each.site, SiteStatus(each.site, "away"))
+            site.contributed += each.state == "in"
+            site.left_out += each.lost
 
 
 def _runs(home: CoordinatorHome) -> list[str]:
@@ -209,30 +185,50 @@ def _known(home: CoordinatorHome) -> dict[str, RunSummary]:
         return {run.name: run for run in history.runs()}
 
 
-def _print(run: RunStatusNow, console: Console, *, whole: bool) -> None:
+def _about(run: RunStatusNow, *, whole: bool) -> Iterator[RenderableType]:
+    """Yield what is shown of a run; ``whole`` with its sites."""
     parts = [f"{run.name}: {run.status}", f"{run.rounds} of {run.rounds_planned} rounds"]
     if run.status == "running" and run.phase:
         parts.append(run.phase)
+    if run.status == "running" and run.waiting:
+        parts.append(f"waiting: {run.waiting}")
     if run.seconds_left is not None:
         parts.append(f"about {duration(run.seconds_left)} left")
     if run.adapter_sha256:
         parts.append(f"adapter {run.adapter_sha256[:12]}")
-    console.print(", ".join(parts), highlight=False)
+    yield Text(", ".join(parts))
     if run.reason:
-        console.print(run.reason, highlight=False, soft_wrap=True)
-    if not whole or not run.sites:
-        return
+        yield Text(run.reason)
+    if whole and run.sites:
+        yield _table(run.sites)
+        for site in run.sites:
+            yield from (Text(f"{site.name}: {line}") for line in site.about)
+
+
+def _table(sites: Sequence[SiteStatus]) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    for name in ("site", "now", "why", "rounds", "heard"):
-        table.add_column(name, no_wrap=True)
-    for site in run.sites:
-        heard = _ago(site.heard)
-        table.add_row(site.name, site.state, site.reason or "", str(site.contributed), heard)
-    console.print(table)
+    for name in ("site", "online", "now", "why", "left", "rounds", "left out", "heard"):
+        table.add_column(name, no_wrap=name != "why")
+    for site in sites:
+        done = "" if site.progress is None else f" {site.progress:.0%}"
+        table.add_row(
+            site.name,
+            _online(site),
+            site.state + done,
+            site.reason or "",
+            "" if site.finish is None else duration(max(0.0, -_seconds_since(site.finish))),
+            str(site.contributed),
+            str(site.left_out or ""),
+            "" if site.heard is None else f"{duration(max(0.0, _seconds_since(site.heard)))} ago",
+        )
+    return table
 
 
-def _ago(stamp: str | None) -> str:
-    if stamp is None:
+def _online(site: SiteStatus) -> str:
+    if site.online is None or site.since is None:
         return ""
-    seconds = time.time() - datetime.fromisoformat(stamp).astimezone(UTC).timestamp()
-    return f"{duration(max(0.0, seconds))} ago"
+    return f"{'yes' if site.online else 'no'}, {duration(max(0.0, _seconds_since(site.since)))}"
+
+
+def _seconds_since(stamp: str) -> float:
+    return time.time() - datetime.fromisoformat(stamp).astimezone(UTC).timestamp()

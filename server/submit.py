@@ -16,6 +16,7 @@ from server.flower_app import start_vehicle, stop_vehicle
 from server.history import RunHistory
 from server.home import CoordinatorHome
 from server.records import RunStatus
+from server.run_files import new_run_folder
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
 from server.watch import ENDED
 from shared.config import JobConfig, load_job
@@ -44,7 +45,6 @@ def submit_command(home: CoordinatorHome, job_file: Path, layout: Path | None) -
     content = _layout(job_file, layout)
     if layout is not None and load_layout(layout)[0].rank != job.lora.rank:
         raise ConfigError(f"--layout {layout}: is of another rank than lora.rank = {job.lora.rank}")
-    path = _new_run(home, job)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / LAYOUT
         draft.write_bytes(content)
@@ -54,7 +54,13 @@ def submit_command(home: CoordinatorHome, job_file: Path, layout: Path | None) -
         "base": job.model.base,
         "versions": {name: importlib.metadata.version(name) for name in ("consilia", "flwr")},
     }
-    with RunStore.create(path, job, base_sha256=base_sha256, facts=facts) as store:
+    with RunHistory(home.history_url) as history:
+        known = {run.name for run in history.runs()}
+    stem = f"{job.name}-{job.seed}"
+    with (
+        new_run_folder(home.runs, stem, known, "another name") as path,
+        RunStore.create(path, job, base_sha256=base_sha256, facts=facts) as store,
+    ):
         store.write_atomic(LAYOUT, layout_bytes(shape, base_sha256))
     write_vehicle(path, Vehicle(start_vehicle(home, path.name)))
     return path.name
@@ -117,18 +123,6 @@ def check_deployable(job: JobConfig) -> None:
             f"aggregate.rule = {job.aggregate.rule!r}: needs a public set at the server, which is "
             "for `consilia simulate` so far; choose another rule"
         )
-
-
-def _new_run(home: CoordinatorHome, job: JobConfig) -> Path:
-    """Return the folder for a new run: a name that neither the disk nor the history knows."""
-    stem = f"{job.name}-{job.seed}"
-    with RunHistory(home.history_url) as history:
-        known = {run.name for run in history.runs()}
-    for number in range(1, 10_000):
-        path = home.runs / (stem if number == 1 else f"{stem}-{number}")
-        if not path.exists() and path.name not in known:
-            return path
-    raise RunDirectoryError(f"{home.runs}: holds too many runs of {stem}; choose another name")
 
 
 def _layout(job_file: Path, given: Path | None) -> bytes:

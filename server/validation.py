@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Factor, Tower
-from shared.errors import WireError
+from shared.errors import VersionError, WireError
 from shared.fixedpoint import largest_entry
-from shared.messages import Reply, RequestKind, decode_reply
+from shared.messages import Reply, RequestKind, TrainSummary, decode_reply
 from shared.results import SiteEvaluation
 from shared.tensors import Form, Packed
+from shared.versions import OTHER_VERSION
 
 TOO_LARGE: Final = "too-large"
 PROTOCOL_BROKEN: Final = "protocol"
@@ -32,6 +33,7 @@ WRONG_ROUND: Final = "wrong-round"
 WRONG_ATTEMPT: Final = "wrong-attempt"
 WRONG_SITE: Final = "wrong-site"
 DUPLICATE: Final = "duplicate"
+CONFLICTING: Final = "conflicting-answers"
 NEEDS_AGAIN: Final = "needs-again"
 NO_CONTENT: Final = "no-content"
 TENSOR_NAMES: Final = "tensor-names"
@@ -128,12 +130,14 @@ class Rejected:
         reply: The reply, as far as it could be read and belongs to the question.
         needs: Whether the site only asks for the missing parts of the shared adapter.
         working: Whether the site only says that it needs longer.
+        detail: What belongs to the reason and may be shown.
     """
 
     reason: str
     reply: Reply | None = None
     needs: bool = False
     working: bool = False
+    detail: tuple[str, ...] = ()
 
 
 def judge(body: bytes, expected: Expected) -> Admitted | Rejected:
@@ -147,17 +151,23 @@ def judge(body: bytes, expected: Expected) -> Admitted | Rejected:
         return Rejected(TOO_LARGE)
     try:
         reply, tensors = decode_reply(body)
+    except VersionError as error:
+        return Rejected(OTHER_VERSION, detail=(str(error),))
     except WireError:
         return Rejected(PROTOCOL_BROKEN)
     reason = _binding(reply, expected)
     if reason:
         return Rejected(reason)
-    if reply.status in ("needs", "working"):
-        needs = reply.status == "needs"
-        return Rejected(reply.status, reply, needs=needs, working=not needs)
+    return admit(reply, tensors, expected) if reply.status == "ok" else _not_yet(reply)
+
+
+def _not_yet(reply: Reply) -> Rejected:
+    """Return what a reply says that does not answer the question."""
     if reply.status == "refused":
-        return Rejected(reason_code(reply.reason), reply)
-    return admit(reply, tensors, expected)
+        found = tuple(f"{code}: {', '.join(names)}" for code, names in reply.objections.items())
+        return Rejected(reason_code(reply.reason), reply, detail=found)
+    needs = reply.status == "needs"
+    return Rejected(reply.status, reply, needs=needs, working=not needs)
 
 
 def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejected:
@@ -172,7 +182,7 @@ def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejec
         weights=dict(expected.weights),
         delta=_unsigned(tensors),
         scale=expected.scale,
-        metrics={"loss": reply.summary.loss} if reply.summary else {},
+        metrics=_metrics(reply.summary),
     )
     if expected.features is not None:
         update = replace(update, delta={}, features=_halves(tensors))
@@ -308,13 +318,17 @@ def _assigned(reply: Reply, expected: Expected) -> str | None:
     return None if reply.scale == expected.scale else WRONG_SCALE
 
 
+def _metrics(summary: TrainSummary | None) -> dict[str, float]:
+    return {} if summary is None or summary.loss is None else {"loss": summary.loss}
+
+
 def _summary(reply: Reply) -> str | None:
     if reply.summary is None:
         return NO_CONTENT
     ratios = list(reply.summary.discrepancy.values())
-    numbers = [reply.summary.loss, *reply.summary.gradient_norms.values(), *ratios]
-    if reply.summary.validation_loss is not None:
-        numbers.append(reply.summary.validation_loss)
+    losses = (reply.summary.loss, reply.summary.validation_loss)
+    numbers = [*reply.summary.gradient_norms.values(), *ratios]
+    numbers += [loss for loss in losses if loss is not None]
     bad = not all(math.isfinite(number) for number in numbers)
     negative = min([*reply.summary.gradient_norms.values(), *ratios], default=0.0) < 0
     return METRICS if bad or negative or reply.summary.steps < 0 else None

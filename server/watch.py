@@ -72,15 +72,16 @@ class Watcher:
         patience = _GONE_SECONDS if self._held[key] else _GRACE_SECONDS
         if now - self._since[key] < patience:
             return
+        ended = self._ended(run.name)  # if the history is away this is asked again at once
         self._since[key] = now
-        if self._ended(run.name):
+        if ended:
             write_vehicle(run, Vehicle(vehicle.flower_run, wanted=False))
         elif self.home.answers():  # otherwise the SuperLink is on its way back
             flower_run = self.again(run.name, vehicle)
             write_vehicle(run, Vehicle(flower_run))
 
     def _ended(self, run: str) -> bool:
-        with RunHistory(self.home.history_url) as history:
+        with RunHistory(self.home.history_url, patience=0.0) as history:
             return history.knows(run) and history.run(run).status in ENDED
 
 
@@ -130,13 +131,17 @@ def main() -> None:
         return flower_run
 
     looks = (Doorkeeper(home).look, Watcher(home, again).look)
+    said: dict[Callable[[], None], str] = {}
     with until_signal() as stopped:
         while not stopped.is_set():
             for look in looks:
                 try:
                     look()
+                    said.pop(look, None)
                 except ConsiliaError as error:
-                    _note(str(error))
+                    if said.get(look) != str(error):  # what lasts is said once
+                        _note(str(error))
+                    said[look] = str(error)
             stopped.wait(_LOOK_SECONDS)
 
 

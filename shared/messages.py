@@ -29,12 +29,21 @@ from shared.adapter import (
     factor_of,
 )
 from shared.config import JobConfig
-from shared.errors import WireError
+from shared.errors import VersionError, WireError
 from shared.results import Kind, SiteEvaluation
 from shared.tensors import Packed, Tensors, pack_tensors, unpack_tensors
+from shared.versions import (
+    MINOR,
+    OTHER_VERSION,
+    PROTOCOL,
+    VERSION_PATTERN,
+    difference,
+    program_version,
+    stated_difference,
+)
 
-PROTOCOL = 2
-_MAGIC = b"CONS" + bytes([PROTOCOL])
+_NAME = b"CONS"
+_MAGIC = _NAME + bytes([PROTOCOL])
 _LENGTH = 8
 _ALIGNED = 8
 """What comes after a header begins at a multiple of this, as arrays of numbers should."""
@@ -46,8 +55,12 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 _ENCLOSED = {"job"}
 """Fields of a request that are not in its header."""
+_BESIDE_THE_QUESTION = {*_ENCLOSED, "attempt", "cohort", "minor", "program"}
+"""Fields of a request that do not change what it asks for."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Code = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,62}$")]
 SiteName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -55,14 +68,22 @@ class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class RequestHeader(_Header):
+class _Versioned(_Header):
+    """A header that says whose it is; see ``shared.versions``."""
+
+    protocol: Literal[3] = PROTOCOL
+    minor: Annotated[int, Field(ge=0)] = MINOR
+    program: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(default_factory=program_version)
+
+
+class RequestHeader(_Versioned):
     """What a request says beside its job; see ``Request``."""
 
     kind: RequestKind
-    protocol: Literal[2] = 2
     run: Annotated[str, Field(min_length=1, max_length=200)]
     round: Annotated[int, Field(ge=0)] = 0
     attempt: Annotated[int, Field(ge=1)] = 1
+    cohort: Annotated[int, Field(ge=0)] = 0
     site: Annotated[str, Field(max_length=200)] = ""
     base_sha256: Sha256
     job_sha256: Sha256
@@ -85,6 +106,7 @@ class Request(RequestHeader):
         run: The run's own name; Flower's run id is a vehicle.
         round: 1-based; 0 for ``describe``; the last committed round for the closing phases.
         attempt: Counts repeats of a round after a resume.
+        cohort: How many sites are asked in this round (``train``).
         site: Whom the request is for; empty in ``describe``, where names are not yet known.
         job: The whole job, which travels in the enclosure; its digest is ``job_sha256``.
         factors: Which factors the site trains (``train``).
@@ -98,6 +120,18 @@ class Request(RequestHeader):
     job: JobConfig
 
 
+class Anchor(_Header):
+    """A line of a site's audit log that the coordinator keeps, so that nobody can rewrite it.
+
+    Attributes:
+        seq: Its number, from 1.
+        sha256: Digest of the line, which holds that of the line before it.
+    """
+
+    seq: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+
+
 class Description(_Header):
     """What a site says of itself: its kind and released counts per tower."""
 
@@ -106,9 +140,9 @@ class Description(_Header):
 
 
 class TrainSummary(_Header):
-    """Released numbers of one round of training."""
+    """Released numbers of one round of training; of losses and norms none, with privacy."""
 
-    loss: float
+    loss: float | None = None
     validation_loss: float | None = None
     """Of the received shared adapter, before training; nats."""
     gradient_norms: dict[Tower, float] = {}
@@ -119,7 +153,7 @@ class TrainSummary(_Header):
     steps: int = 0
 
 
-class Reply(_Header):
+class Reply(_Versioned):
     """A site's answer; exactly one of the bodies, or ``refused`` with a reason code.
 
     Attributes:
@@ -128,13 +162,15 @@ class Reply(_Header):
             site needs longer and is to be asked again.
         reason: Code such as ``loss-not-finite`` or ``policy-base``.
         detail: One sentence that may leave the site.
+        objections: By reason code, the fields of the job or request that the site does not allow.
+        anchor: The last line of the site's audit log before that of this reply.
         holds: Digests of the parts that the site now holds.
-        seconds: Wall seconds of the work itself.
+        seconds: Wall seconds of the work itself, so far if it is ``working``.
+        progress: Share of the work that is done, from 0 to 1, if it is ``working`` and knows.
         peak_memory_bytes: Peak resident memory of the site's process.
     """
 
     kind: RequestKind
-    protocol: Literal[2] = 2
     run: str
     round: int
     attempt: int
@@ -142,6 +178,8 @@ class Reply(_Header):
     status: Literal["ok", "refused", "needs", "working"] = "ok"
     reason: str | None = None
     detail: str = ""
+    objections: Annotated[dict[Code, tuple[FieldName, ...]], Field(max_length=32)] = {}
+    anchor: Anchor | None = None
     holds: dict[Part, Sha256] = {}
     weights: dict[Tower, int] = {}
     scale: float = 1.0
@@ -149,6 +187,7 @@ class Reply(_Header):
     summary: TrainSummary | None = None
     evaluation: SiteEvaluation | None = None
     seconds: Annotated[float, Field(ge=0)] = 0.0
+    progress: Annotated[float, Field(ge=0, le=1)] | None = None
     peak_memory_bytes: Annotated[int, Field(ge=0)] = 0
 
 
@@ -181,13 +220,14 @@ def decode_request(body: bytes) -> tuple[Request, Packed]:
 
     Raises:
         WireError: If the body does not follow the protocol.
+        VersionError: If that is because it is another version's.
     """
     text, start = _header_of(body)
     try:
         header = RequestHeader.model_validate_json(text)
         enclosure = _opened(body, start)
     except ValidationError as error:
-        raise WireError(f"request: {_brief(error)}") from None
+        raise _unreadable("request", text, error) from None
     # Both halves are validated; putting them together adds nothing to check.
     fields = header.model_fields_set | _ENCLOSED
     request = Request.model_construct(fields, **dict(header), job=enclosure.job)
@@ -199,12 +239,17 @@ def decode_reply(body: bytes) -> tuple[Reply, Packed]:
 
     Raises:
         WireError: If the body does not follow the protocol.
+        VersionError: If that is because it is another version's, or because the site says that
+            the request was.
     """
     text, start = _header_of(body)
     try:
-        return Reply.model_validate_json(text), unpack_tensors(body, start)
+        reply, tensors = Reply.model_validate_json(text), unpack_tensors(body, start)
     except ValidationError as error:
-        raise WireError(f"reply: {_brief(error)}") from None
+        raise _unreadable("reply", text, error) from None
+    if reply.reason == OTHER_VERSION:
+        raise VersionError(difference(reply.program, reply.protocol, reply.minor))
+    return reply, tensors
 
 
 def decode_request_header(body: bytes) -> RequestHeader:
@@ -212,23 +257,34 @@ def decode_request_header(body: bytes) -> RequestHeader:
 
     Raises:
         WireError: If it does not follow the protocol.
+        VersionError: If that is because it is another version's.
     """
+    text, _ = _header_of(body)
     try:
-        return RequestHeader.model_validate_json(_header_of(body)[0])
+        return RequestHeader.model_validate_json(text)
     except ValidationError as error:
-        raise WireError(f"request: {_brief(error)}") from None
+        raise _unreadable("request", text, error) from None
 
 
-def question_of(body: bytes) -> str:
-    """Return what tells a question from others: the sha256 of its header.
+def question_of(request: RequestHeader) -> str:
+    """Return what tells a question from others: the sha256 of what its header asks for.
 
     The header names the digests of the job and of the adapter's parts, so it is the same
-    question whichever parts come with it.
+    question whichever parts come with it. Another attempt at a round asks for the same, too: it
+    costs the site no second training, and no second release.
+    """
+    text = request.model_dump_json(exclude=_BESIDE_THE_QUESTION)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_attempt(reply: bytes, attempt: int) -> bytes:
+    """Return a reply as the answer to another attempt at its round; its numbers are the same.
 
     Raises:
-        WireError: If the body has no header.
+        WireError: If it is no reply.
     """
-    return hashlib.sha256(_header_of(body)[0]).hexdigest()
+    header, rest = decode_reply(reply)[0], halves(reply)[1]
+    return encode_header(header.model_copy(update={"attempt": attempt})) + rest
 
 
 def halves(body: bytes) -> tuple[bytes, bytes]:
@@ -323,12 +379,24 @@ def _opened(body: bytes, start: int) -> _Enclosure:
 def _header_of(body: bytes) -> tuple[bytes, int]:
     """Return a body's header and where its enclosure begins."""
     start = len(_MAGIC) + _LENGTH
-    if len(body) < start or not body.startswith(_MAGIC):
+    if len(body) < start or not body.startswith(_NAME):
         raise WireError(f"body: expected a message of protocol {PROTOCOL}, got {len(body)} bytes")
     end = start + int.from_bytes(body[len(_MAGIC) : start], "little")
     if end > len(body):
         raise WireError("body: shorter than its header says")
+    protocol = body[len(_NAME)]
+    if protocol != PROTOCOL:
+        other = stated_difference(body[start:end], protocol)
+        if other is not None:
+            raise VersionError(other)
+        raise WireError(f"body: expected protocol {PROTOCOL}, got {protocol}")
     return body[start:end], end
+
+
+def _unreadable(what: str, header: bytes, error: ValidationError) -> WireError:
+    """Return why a header cannot be read: its version, if it is another one's."""
+    other = stated_difference(header, PROTOCOL)
+    return WireError(f"{what}: {_brief(error)}") if other is None else VersionError(other)
 
 
 def _brief(error: ValidationError) -> str:

@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.privacy.statement import Statement
+
 SCHEMA_VERSION = 1
 
 Model = Literal["base", "local", "shared", "personal", "centralised", "oracle"]
@@ -367,6 +369,8 @@ class Results(_Frozen):
         pictures: Data URIs (``data:image/webp;base64,...``), only for phantom or public data.
         resumed_rounds: Rounds before which the run was resumed after an interruption.
         facts: Further lines for the record (versions, digests), label to value.
+        privacy: What every site's ledger says of the run, by site; empty without differential
+            privacy, and then there is no claim.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -405,6 +409,7 @@ class Results(_Frozen):
     gallery: list[GalleryQuery] = []
     pictures: dict[str, str] = {}
     facts: dict[str, str] = {}
+    privacy: dict[str, Statement] = {}
 
 
 def json_schema() -> dict[str, object]:

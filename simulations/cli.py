@@ -233,8 +233,10 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/default-1.")],
 ) -> None:
     """Write report.html of a run again, from its results."""
+    from simulations.deployed import refresh_results
     from simulations.report import write_report
 
+    refresh_results(run)
     path = write_report(run)
     _out().print(f"Wrote {path}", highlight=False)
 

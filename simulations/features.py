@@ -1,4 +1,4 @@
-"""What an exchange of features needs on one machine: encoders, the public set, where it begins."""
+"""What sites with a public set need on one machine: encoders, the set, where an exchange begins."""
 
 import tempfile
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def with_public_set(
         DataError: If it cannot be used.
         RunDirectoryError: If the run began with another one.
     """
-    if not job.aggregate.shares_features:
+    if not job.sites_have_public_set:
         return job
     source = proxy_source(run, job)
     check_apart(source, settings)

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.agent import SiteAgent, answer_together
+from client.agent import SiteAgent
+from client.patient_privacy import with_simulated_budget
 from client.policy import simulation_policy
 from client.settings import SiteSettings
+from client.together import answer_together
 from shared.config import JobConfig
 from shared.errors import ConfigError, WireError
 from shared.memory import give_memory_back
@@ -63,7 +65,9 @@ class ActorSites:
         if key not in _AGENTS:
             device = settle(self.job)
             _AGENTS[key] = SiteAgent(
-                settings, simulation_policy(), lambda job: encoder_for(job, device)
+                settings,
+                with_simulated_budget(simulation_policy(), self.job),
+                lambda job: encoder_for(job, device),
             )
         return _AGENTS[key]
 

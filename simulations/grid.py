@@ -22,8 +22,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.agent import NotReleasedError
+from client.compute import give_threads_back
 from client.service import AgentChannel
+from client.together import NotReleasedError
 from shared.errors import StorageError
 from shared.wire import body_of, to_reply
 from simulations.cohorts import cohorts
@@ -195,6 +196,7 @@ class LocalGrid(SiteGrid):
                 self._workers.append(worker)
                 worker.start()
         pushed = self._numbered(messages)
+        give_threads_back()  # sites work on a thread of their own
         for lane, cohort in self._cohorts(pushed):
             self._waiting[lane].put(cohort)
         return [message.metadata.message_id for message in pushed]
@@ -251,13 +253,7 @@ class LocalGrid(SiteGrid):
             else:
                 asked.append(message)
         try:
-            channels = [self._channels[self._names[m.metadata.dst_node_id]] for m in asked]
-            bodies = [body_of(message) for message in asked]
-            pairs = list(zip(channels, bodies, strict=True))
-            if self._together is not None:
-                answers = self._together.answer(pairs)
-            else:
-                answers = [channel.handle(body) for channel, body in pairs]
+            answers = self._answers(asked)
         except NotReleasedError as error:  # of some sites; the others have answered
             answers = error.answers
         except Exception as error:
@@ -268,6 +264,17 @@ class LocalGrid(SiteGrid):
                 yield message, _failed(message, answer)
             else:
                 yield message, to_reply(answer, message)
+
+    def _answers(self, asked: Sequence[Message]) -> list[bytes]:
+        """Return the answers to messages; the server's thread may work on them with all cores."""
+        channels = [self._channels[self._names[m.metadata.dst_node_id]] for m in asked]
+        pairs = list(zip(channels, [body_of(message) for message in asked], strict=True))
+        try:
+            if self._together is not None:
+                return self._together.answer(pairs)
+            return [channel.handle(body) for channel, body in pairs]
+        finally:
+            give_threads_back()
 
 
 def _failed(message: Message, error: Exception) -> Message:

@@ -1,4 +1,4 @@
-"""Where the history of simulated runs is: beside them, or where CONSILIA_HISTORY says."""
+"""Where the history of a run is: beside it, in its coordinator's folder, or CONSILIA_HISTORY."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,14 @@ _SQLITE = "sqlite:///"
 
 
 def history_url(run: Path) -> str:
-    """Return the database that holds the history of the runs beside this one."""
-    return os.environ.get("CONSILIA_HISTORY") or f"{_SQLITE}{run.resolve().parent / HISTORY}"
+    """Return the database that holds the history of the runs beside this one.
+
+    A coordinator keeps it beside the folder of its runs.
+    """
+    beside = run.resolve().parent / HISTORY
+    above = beside.parent.parent / HISTORY
+    found = above if not beside.exists() and above.exists() else beside
+    return os.environ.get("CONSILIA_HISTORY") or f"{_SQLITE}{found}"
 
 
 def open_history(out: Path) -> RunHistory | None:

@@ -113,8 +113,8 @@ class RunProgress:
             self._bars.update(self._site_bar, advance=1)
 
     def _round_committed(self, event: Event) -> None:
-        mean = sum(self._losses) / len(self._losses) if self._losses else float("nan")
-        note = f"loss {mean:.3f}"
+        told = bool(self._losses)  # with differential privacy no site tells its loss
+        note = f"loss {sum(self._losses) / len(self._losses):.3f}" if told else "loss not told"
         self._bars.update(self._round_bar, completed=event.round, note=note)
         if not self._live:
             values = event.values

@@ -12,6 +12,7 @@ from server.records import SURPLUS
 from shared import files
 from shared.config import JobConfig
 from shared.page.numbers import listing, plural
+from shared.privacy.statement import Statement
 from shared.results import (
     METRICS,
     Aggregation,
@@ -55,6 +56,7 @@ class RunFacts:
         ended: ``stopped`` or ``failed`` if the run did not reach its end, else ``None``.
         reason: Why, as a sentence; for runs that did reach it the reason is written here.
         facts: Further lines for the record.
+        privacy: What every site's ledger says of the run, by site.
     """
 
     run: str
@@ -69,6 +71,7 @@ class RunFacts:
     ended: Literal["stopped", "failed"] | None = None
     reason: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    privacy: Mapping[str, Statement] = field(default_factory=dict)
 
 
 def build_results(
@@ -93,7 +96,28 @@ def build_results(
         name: site_result(records, outcome.sites.get(name), outcome.evaluations.get(name))
         for name, records in sorted(data.items())
     }
-    status, reason = status_of(outcome, job, data)
+    origin = origin_of([records.origin for records in data.values()])
+    results = assemble(outcome, job, sites, origin, facts)
+    return results.model_copy(update={"gallery": list(gallery), "pictures": dict(pictures or {})})
+
+
+def assemble(
+    outcome: RunOutcome,
+    job: JobConfig,
+    sites: Mapping[str, SiteResult],
+    origin: DatasetOrigin,
+    facts: RunFacts,
+) -> Results:
+    """Put the results of a run together whose sites' own are known.
+
+    Args:
+        outcome: Of the round engine.
+        job: The job that was carried out.
+        sites: By name; a site of the run that is missing here was never heard.
+        origin: Where pictures and texts come from.
+        facts: What only the command knows.
+    """
+    status, reason = status_of(outcome, job, sites)
     if facts.ended:
         status, reason = facts.ended, facts.reason
     worst, worst_site = worst_of(sites)
@@ -131,16 +155,15 @@ def build_results(
             relative_error=outcome.relative_error,
             clipped=outcome.clipped,
         ),
-        origin=origin_of([records.origin for records in data.values()]),
-        sites=sites,
+        origin=origin,
+        sites=dict(sites),
         mean=mean_of(sites),
         worst=worst,
         worst_site=worst_site,
         round_costs=list(outcome.round_costs),
         resumed_rounds=list(outcome.resumed_rounds),
-        gallery=list(gallery),
-        pictures=dict(pictures or {}),
         facts=dict(facts.facts),
+        privacy=dict(facts.privacy),
     )
 
 
@@ -158,7 +181,7 @@ def site_result(
         metrics={}, differences={}, in_use={}, not_measured=dict.fromkeys(METRICS, NO_EVALUATION)
     )
     counts = {name: split.counts() for name, split in data.splits.items()}
-    seen = {} if log is None else _seen(log)
+    course = {} if log is None else seen(log)
     return SiteResult.model_validate(
         {
             **measured.model_dump(),
@@ -167,12 +190,13 @@ def site_result(
             "description": data.origin.description if data.origin.origin != "private" else "",
             "pairs": counts["train"].pairs,
             "splits": {name: entry.model_dump() for name, entry in counts.items()},
-            **seen,
+            **course,
         }
     )
 
 
-def _seen(log: SiteLog) -> dict[str, object]:
+def seen(log: SiteLog) -> dict[str, object]:
+    """Return the fields of a site's result that the coordinator saw."""
     return {
         "course": [point.model_dump() for point in log.course],
         "participation": [cell.model_dump() for cell in log.participation],

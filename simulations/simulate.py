@@ -17,18 +17,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from client.agent import SiteAgent, answer_together
+from client.agent import SiteAgent
 from client.data.load import load_site
 from client.data.records import SiteData
+from client.patient_privacy import with_simulated_budget
 from client.policy import simulation_policy
 from client.prefix_cache import why_recomputed
 from client.settings import SiteSettings
+from client.together import answer_together
 from server.app import LAYOUT, run_job
 from server.checkpoint import RunStore
-from server.history import RunHistory
+from server.history import PATIENT, RunHistory
 from server.proxy.pairs import ProxyPairs
 from server.proxy.step import Distiller
 from server.rounds import RunOutcome
+from server.run_files import new_run_folder
 from shared.config import AttackKind, JobConfig, load_job
 from shared.errors import (
     BaseModelError,
@@ -64,6 +67,7 @@ from simulations.machine import (
 from simulations.progress import RunProgress
 from simulations.proxy import distiller, read_proxy, write_proxy
 from simulations.report import write_report
+from simulations.report.privacy import claim_of, promised
 from simulations.results_table import results_table
 from simulations.scoring import score_run
 from simulations.sites import readable, site_settings, write_partition, write_phantoms
@@ -101,17 +105,17 @@ def simulate_command(wishes: Wishes) -> int:
     console = Console(stderr=wishes.as_json)
     if not console.is_terminal:
         console = Console(stderr=wishes.as_json, width=100)  # a log file has no width of its own
-    run, job = _new(wishes) if wishes.resume is None else _resumed(wishes)
-    try:
-        with termination_like_interrupt():
-            results = simulate(run, job, console)
-            report = write_report(run)
-    except KeyboardInterrupt:
-        if not (run / "manifest.json").exists():
-            raise InterruptedRunError("nothing was written") from None
-        raise InterruptedRunError(
-            f"{run}: what is committed is intact; go on with --resume {run}"
-        ) from None
+    with _new(wishes) if wishes.resume is None else _resumed(wishes) as (run, job):
+        try:
+            with termination_like_interrupt():
+                results = simulate(run, job, console)
+                report = write_report(run)
+        except KeyboardInterrupt:
+            if not (run / "manifest.json").exists():
+                raise InterruptedRunError("nothing was written") from None
+            raise InterruptedRunError(
+                f"{run}: what is committed is intact; go on with --resume {run}"
+            ) from None
     if wishes.as_json:
         sys.stdout.write(results.model_dump_json(indent=1) + "\n")
     else:
@@ -119,8 +123,9 @@ def simulate_command(wishes: Wishes) -> int:
     return results.exit_code
 
 
-def _new(wishes: Wishes) -> tuple[Path, JobConfig]:
-    """Read the job and choose a name that neither a folder nor the history has yet."""
+@contextmanager
+def _new(wishes: Wishes) -> Iterator[tuple[Path, JobConfig]]:
+    """Read the job and make a folder whose name neither the disk nor the history had yet."""
     overrides = dict(wishes.overrides) | {"data.phantom_sites": wishes.sites}
     built_in = default_job(own_data=overrides.get("data.folder") is not None)
     job = load_job(wishes.job or built_in, overrides)
@@ -130,14 +135,12 @@ def _new(wishes: Wishes) -> tuple[Path, JobConfig]:
         raise ConfigError(f"--out {wishes.out}: is a file; expected a folder that holds runs")
     stem = f"{job.name}-{job.seed}"
     known = known_runs(wishes.out)
-    for number in range(1, 10_000):
-        run = wishes.out / (stem if number == 1 else f"{stem}-{number}")
-        if not run.exists() and run.name not in known:
-            return run, job
-    raise RunDirectoryError(f"{wishes.out}: holds too many runs of {stem}; choose another --out")
+    with new_run_folder(wishes.out, stem, known, "another --out") as run:
+        yield run, job
 
 
-def _resumed(wishes: Wishes) -> tuple[Path, JobConfig]:
+@contextmanager
+def _resumed(wishes: Wishes) -> Iterator[tuple[Path, JobConfig]]:
     """Find the run to go on with."""
     given = Path(str(wishes.resume))
     in_out = wishes.out / given
@@ -151,7 +154,8 @@ def _resumed(wishes: Wishes) -> tuple[Path, JobConfig]:
     if changed:
         raise ConfigError(f"--resume goes on with the run's own job; leave out {changed[0]}")
     with RunStore.open(run, lock=False) as store:
-        return run, store.job
+        job = store.job
+    yield run, job
 
 
 def simulate(run: Path, job: JobConfig, console: Console) -> Results:
@@ -200,7 +204,7 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     with (
         _store(run, job, encoder, settings, digests, proxy) as store,
         log_file(run / LOG),
-        RunHistory(history_url(run)) as history,
+        RunHistory(history_url(run), PATIENT) as history,
     ):
         store.write_atomic(LAYOUT, layout_bytes(encoder.layout, encoder.base_sha256))
         console.print(_headline(run, job, settings, encoder), highlight=False)
@@ -261,6 +265,7 @@ def _early_end(history: RunHistory, run: str) -> Iterator[None]:
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         reason = str(error) if isinstance(error, ConsiliaError) else type(error).__name__
+        history.be_brief()
         with suppress(ConsiliaError):
             history.finish_run(run, "stopped" if stopped else "failed", f"no results: {reason}")
         raise
@@ -389,7 +394,7 @@ class _Federation:
         """Return a site's agent; all agents on a device share its encoder."""
         return SiteAgent(
             site,
-            simulation_policy(),
+            with_simulated_budget(simulation_policy(), self.job),
             lambda job: encoder_for(job, device),
             lambda settings, _: self.data[settings.name],
             self.public,
@@ -416,6 +421,8 @@ def _print_summary(console: Console, results: Results, run: Path, report: Path) 
         f"peak memory {size(results.peak_memory_bytes)}, adapter {results.adapter_sha256[:12]}"
     )
     console.print(cost, highlight=False)
+    if promised(results):
+        console.print(f"{claim_of(results)} (privacy.json says what it covers)", highlight=False)
     if results.reason:
         console.print(f"Not every contribution was in: {results.reason}", highlight=False)
     console.print(f"\nResults  {run / 'results.json'}", highlight=False)

@@ -38,7 +38,7 @@ def site_settings(run: Path, job: JobConfig) -> list[SiteSettings]:
     sources = _given_sources(run, job)
     if job.partition.active:
         sources = partition_sources(run, sources, job)
-    public = proxy_source(run, job) if job.aggregate.shares_features else None
+    public = proxy_source(run, job) if job.sites_have_public_set else None
     return [
         SiteSettings(
             name=source.name,

@@ -14,6 +14,8 @@ from shared.config import JobConfig
 from shared.results import DatasetOrigin
 from simulations.cli import main
 
+pytest_plugins = ("tests.integration.postgres",)
+
 WORDS = (
     *("no", "finding", "left", "right", "upper", "lower", "bright", "dark", "square", "spot"),
     *("small", "large", "seen", "clear", "chest", "image", "there", "is", "a", "an", "of"),

@@ -1,5 +1,6 @@
 """Load a site's records into arrays; what is loaded has passed every rule."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def _in_words(row: int | None, column: str | None) -> str:
 
 def _site_data(site: Inspection, pixels: NDArray[np.uint8]) -> SiteData:
     """Put together what was read; ``pixels`` has the rows of the splits one after the other."""
-    numbers = {person: n for n, person in enumerate(dict.fromkeys(e.person for e in site.entries))}
+    ids = {entry.person: entry.patient for entry in site.entries}  # in the table's order
+    numbers = {person: number for number, person in enumerate(ids)}
     splits: dict[SplitName, Split] = {}
     start = 0
     for name in _SPLITS:
@@ -121,7 +123,14 @@ def _site_data(site: Inspection, pixels: NDArray[np.uint8]) -> SiteData:
         prompts=site.prompts,
         splits=splits,
         origin=site.origin,
+        pictures_sha256=_digest_of(site),
+        people=tuple(ids.values()),
     )
+
+
+def _digest_of(site: Inspection) -> str:
+    digests = " ".join(site.pictures[row].digest for row in sorted(site.pictures))
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _split(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -72,6 +72,9 @@ class SiteData:
         prompts: Prompts per finding; findings without prompts are not scored zero-shot.
         splits: ``train``, ``val`` and ``test``.
         origin: Where the records come from.
+        pictures_sha256: Digest of the pictures' files in the table's order; empty if unknown.
+        people: The id behind every patient's number, for the privacy ledger alone; empty for one
+            that the table does not name, and no ids at all where they are unknown.
     """
 
     name: str
@@ -79,6 +82,8 @@ class SiteData:
     prompts: Mapping[str, Prompts]
     splits: Mapping[SplitName, Split]
     origin: DatasetOrigin
+    pictures_sha256: str = ""
+    people: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def kind(self) -> Kind:

@@ -162,6 +162,24 @@ class SiteIdentity:
             )
         return keys
 
+    def node_key(self) -> Path:
+        """Return the file of the node's key that the kit names.
+
+        Whoever only connects needs no other key: a courier's folder may hold this one alone.
+
+        Raises:
+            IdentityError: If the site has not joined, or it is damaged or another one.
+        """
+        kit = self.pinned.content
+        folder = self.folder / "keys" / kit.enrolment
+        keys = SiteKeys(folder, read_site_part(folder / "site.json"))
+        if not kit.is_for(keys.part) or NodeKey.load(keys.node).public != keys.part.node_key:
+            raise IdentityError(
+                f"{keys.node}: is not the key that the consortium admitted; put back the file that "
+                "was made with the kit, or make new keys with `consilia client rotate`"
+            )
+        return keys.node
+
     def all_keys(self) -> list[SiteKeys]:
         """Return all keys that the site made and has not put away.
 

@@ -1,123 +1,99 @@
 """Opening the history's database: SQLite or PostgreSQL by URL, upgraded by Alembic."""
 
-import sqlite3
-import time
+import importlib.metadata
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.pool import ConnectionPoolEntry
 
+from server.history.sessions import for_writing, make_engine
 from shared.errors import InputError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_WRITES = "writes"
+_EXPECTED = (
+    "expected a database URL such as sqlite:///history.db or "
+    "postgresql+psycopg://user:password@host/database"
+)
+_UNKNOWN = "of the given URL"
 
-PATIENCE = 60.0
-"""Seconds for which a process waits for another one that is writing the same SQLite file."""
-_LOOK_SECONDS = 0.05
 
-
-def open_database(url: str) -> Engine:
-    """Return an engine whose tables are of the present version.
+def make_database(url: str) -> Engine:
+    """Return an engine; nothing is connected yet.
 
     Raises:
-        InputError: If the URL cannot be used.
-        alembic.util.CommandError: If the database is of a later version.
-        sqlalchemy.exc.SQLAlchemyError: If it cannot be opened or upgraded.
+        InputError: If the URL cannot be used. What could not be understood of it is not
+            quoted, because it may be a part of its password.
     """
     try:
-        engine = _engine(url)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        return make_engine(_parsed(url))
+    except NoSuchModuleError as error:
+        raise InputError(f"run history {shown(url)}: {_EXPECTED} ({error})") from None
+    except ImportError as error:
         raise InputError(
-            f"run history {shown(url)}: expected a database URL such as sqlite:///history.db "
-            f"({error})"
+            f"run history {shown(url)}: the database's driver is not installed ({error}); "
+            "PostgreSQL's comes with: pip install 'consilia[postgres]'"
         ) from None
-    _upgrade(engine)
-    return engine
-
-
-def for_writing(engine: Engine) -> Engine:
-    """Return the same engine for transactions that write."""
-    return engine.execution_options(**{_WRITES: True})
+    except ArgumentError:
+        raise InputError(f"run history {shown(url)}: {_EXPECTED}") from None
 
 
 def shown(url: str) -> str:
-    """Return a URL as it may be shown, without its password."""
+    """Return a URL as it may be shown: without its password and its parameters."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "of the given URL"
+        return _parsed(url).set(query={}).render_as_string(hide_password=True)
+    except InputError:
+        return _UNKNOWN
 
 
-def _engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
-    if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed)
-    event.listen(engine, "connect", _set_pragmas)
-    event.listen(engine, "begin", _begin)
-    return engine
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise InputError(f"run history {_UNKNOWN}: {_EXPECTED}") from None
+    place = (parsed.host or "") + (parsed.database or "")
+    if "@" in place and parsed.get_backend_name() != "sqlite":
+        raise InputError(
+            f"run history {_UNKNOWN}: has more than one @; write an @ that belongs to a user's "
+            "name or password as %40"
+        )
+    return parsed
 
 
-def _set_pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-    # Python's driver would commit before every CREATE TABLE, and a kill in the middle of an
-    # upgrade would leave half a database. Transactions are begun by ``_begin`` instead.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    # FULL waits for the disk at every commit: a committed round survives a power cut.
-    for pragma in (f"busy_timeout={round(1000 * PATIENCE)}", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    _write_ahead(cursor)
-    cursor.close()
+def upgrade(engine: Engine) -> None:
+    """Bring the tables to the present version: all of it, or nothing if the process is killed.
 
-
-def _write_ahead(cursor: DBAPICursor) -> None:
-    """Let readers and a writer not wait for each other; needs the file for itself, once.
-
-    SQLite does not wait for that by itself, whatever its timeout is.
+    Raises:
+        InputError: If the tables are of a version that this program does not know.
+        sqlalchemy.exc.SQLAlchemyError: If the database cannot be reached or changed.
     """
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(_LOOK_SECONDS)
-        else:
-            return
-
-
-def _begin(connection: Connection) -> None:
-    """Begin a transaction that holds for changes of the tables too.
-
-    One that reads first and then writes would fail at once if another process has written in
-    between; so a writer says from the start that it is one, and waits for its turn.
-    """
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _upgrade(engine: Engine) -> None:
-    """Bring the tables to the present version: all of it, or nothing if the process is killed."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    head = ScriptDirectory.from_config(config).get_current_head()
+    scripts = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
-        if MigrationContext.configure(connection).get_current_revision() == head:
+        if _is_present(connection, scripts):
             return
     # Another process may be at it: wait for it, then look again.
     with for_writing(engine).begin() as connection:
-        if MigrationContext.configure(connection).get_current_revision() == head:
+        if _is_present(connection, scripts):
             return
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _is_present(connection: Connection, scripts: ScriptDirectory) -> bool:
+    found = MigrationContext.configure(connection).get_current_revision()
+    head = scripts.get_current_head()
+    known = {script.revision for script in scripts.walk_revisions()}
+    if found is not None and found not in known:
+        ours = importlib.metadata.version("consilia")
+        raise InputError(
+            f"run history {shown(str(connection.engine.url))}: was written by a later version of "
+            f"consilia: its tables are of version {found}, and consilia {ours} knows them up to "
+            f"version {head}; use the version that wrote it, or another history"
+        )
+    return found == head

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from server.history.tables import ParticipationRow, RoundRow, RunRow
 from server.records import SURPLUS, Contribution, RoundRecord, RunStatus, RunSummary
 from shared.adapter import TOWERS, Tower
+from shared.messages import Anchor
 from shared.results import Kind, ParticipationState, ProxyStep
 
 Metrics = Mapping[tuple[int, int, str], Mapping[str, float]]
@@ -49,6 +50,8 @@ def participation_rows(
             "bytes_down": each.bytes_down,
             "clipped": each.clipped,
             "peak_memory_bytes": each.peak_memory_bytes,
+            "anchor_seq": each.anchor.seq if each.anchor else None,
+            "anchor_sha256": each.anchor.sha256 if each.anchor else None,
         }
 
 
@@ -94,7 +97,15 @@ def contribution_of(row: ParticipationRow, numbers: Mapping[str, float]) -> Cont
         gradient_norms=_by_tower(numbers, _GRADIENT_NORM),
         discrepancy=_by_tower(numbers, _DISCREPANCY),
         peak_memory_bytes=row.peak_memory_bytes,
+        anchor=anchor_of(row),
     )
+
+
+def anchor_of(row: ParticipationRow) -> Anchor | None:
+    """Return which line of its audit log a site answered after."""
+    if row.anchor_seq is None or row.anchor_sha256 is None:
+        return None
+    return Anchor(seq=row.anchor_seq, sha256=row.anchor_sha256)
 
 
 def _by_tower(numbers: Mapping[str, float], name: str) -> dict[Tower, float]:
@@ -115,7 +126,8 @@ def record_of(row: RoundRow, metrics: Metrics) -> RoundRecord:
         manifest_sha256=row.manifest_sha256 or "",
         contributions=[
             contribution_of(each, metrics.get((row.round, row.attempt, each.site), {}))
-            for each in row.participations
+            # Sorted here: databases sort text by rules of their own.
+            for each in sorted(row.participations, key=lambda each: each.site)
         ],
         resumed=row.resumed,
         proxy=_proxy_of(row),

@@ -98,9 +98,7 @@ class RoundRow(Table):
     """Of distillation at the server; nothing in rounds without it."""
     proxy_before: Mapped[float | None]
     proxy_after: Mapped[float | None]
-    participations: Mapped[list["ParticipationRow"]] = relationship(
-        order_by="ParticipationRow.site", cascade="all, delete-orphan"
-    )
+    participations: Mapped[list["ParticipationRow"]] = relationship(cascade="all, delete-orphan")
 
 
 class ParticipationRow(Table):
@@ -129,6 +127,9 @@ class ParticipationRow(Table):
     bytes_down: Mapped[int] = mapped_column(BigInteger)
     clipped: Mapped[bool]
     peak_memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    anchor_seq: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the last line of the site's audit log when it answered."""
+    anchor_sha256: Mapped[str | None] = mapped_column(String(64))
 
 
 class MetricRow(Table):
@@ -171,3 +172,12 @@ class AuditRow(Table):
     action: Mapped[str] = mapped_column(String(32))
     round: Mapped[int | None]
     detail: Mapped[str] = mapped_column(Text, default="")
+
+
+class WriteRow(Table):
+    """The token of a transaction that wrote; see ``server.history.transactions``."""
+
+    __tablename__ = "writes"
+
+    token: Mapped[str] = mapped_column(String(32), primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)

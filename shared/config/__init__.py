@@ -9,6 +9,7 @@ from shared.config.aggregate import (
 from shared.config.data import DataConfig, PartitionConfig, PartitionRule, Rates, rate_of
 from shared.config.job import COMMAND_LINE, JobConfig, load_job, parse_job
 from shared.config.model import LoraConfig, ModelConfig, Precision
+from shared.config.privacy import PrivacyConfig
 from shared.config.proxy import LEAST_PROXY_PAIRS, ProxyConfig
 from shared.config.run import AttackConfig, AttackKind, Engine, EvaluateConfig, SimulationConfig
 from shared.config.train import PersonalizationMethod, PersonalizeConfig, TrainConfig
@@ -32,6 +33,7 @@ __all__ = [
     "PersonalizationMethod",
     "PersonalizeConfig",
     "Precision",
+    "PrivacyConfig",
     "ProxyConfig",
     "Rates",
     "ServerOptimization",

@@ -57,10 +57,13 @@ class AggregateConfig(Table):
     cohort: Annotated[int, Field(ge=1)] | None = None
     """Sites asked per round; all if not given."""
     over_select: Annotated[int, Field(ge=0)] = 0
-    """Sites asked beyond the cohort; the round closes when enough have answered."""
+    """Sites asked beyond the cohort; the round closes when enough have answered, so that its
+    result depends on who was fast: with it a run does not repeat bit for bit."""
     quorum: Annotated[int, Field(ge=1)] | None = None
     """Least admitted replies; half of the cohort (rounded up) if not given."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """No site is waited for longer in a round. In a deployment one is given up earlier if it is
+    not heard of for minutes, or needs several times what its earlier rounds let expect."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,8 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 from shared.config.aggregate import _MEANS, OWN_MODELS, AggregateConfig
 from shared.config.data import DataConfig, PartitionConfig
 from shared.config.model import LoraConfig, ModelConfig
+from shared.config.privacy import PrivacyConfig, privacy_fields_left_out, unsound_privacy
 from shared.config.proxy import ProxyConfig
-from shared.config.run import AttackConfig, EvaluateConfig, PrivacyConfig, SimulationConfig
+from shared.config.run import AttackConfig, EvaluateConfig, SimulationConfig
 from shared.config.table import Table
 from shared.config.train import PersonalizeConfig, TrainConfig
 from shared.errors import ConfigError
@@ -68,12 +69,15 @@ class JobConfig(Table):
             if isinstance(model, dict) and model.get("bases") and isinstance(scored, dict):
                 # No adapter fits all bases, so that none could be trained on all records.
                 values = {**values, "evaluate": {"baselines": ["local"], **scored}}
+            values = _what_privacy_implies(values)
         return values
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        unsound = self.aggregate.unsound() or self._unsound_beside_the_rule()
-        unsound = unsound or self.proxy.unsound(self.aggregate)
+        unsound = next(unsound_privacy(self), None) or self.aggregate.unsound()
+        unsound = unsound or self._unsound_beside_the_rule()
+        if not unsound and not self.privacy.differential_privacy:
+            unsound = self.proxy.unsound(self.aggregate)
         if unsound:
             raise ValueError(unsound)
         if self.proxy.phantoms is not None and self.data.folder is not None:
@@ -176,7 +180,12 @@ class JobConfig(Table):
     @property
     def distils(self) -> bool:
         """Whether the server distils on a public set."""
-        return self.proxy.active and not self.aggregate.shares_features
+        return self.proxy.active and not self.sites_have_public_set
+
+    @property
+    def sites_have_public_set(self) -> bool:
+        """Whether every site has the public set: to exchange features of, or for negatives."""
+        return self.aggregate.shares_features or self.privacy.differential_privacy
 
     def digest(self) -> str:
         """Return the sha256 of everything that decides the numbers.
@@ -191,11 +200,27 @@ class JobConfig(Table):
         if not self.lora.ranks:
             left_out["lora"] = {"ranks"}
         left_out["proxy"] = {"folder"} if self.proxy.active else True
+        left_out["privacy"] = privacy_fields_left_out(self.privacy)
         if not self.model.bases:
             left_out["model"] = {"bases"}
         content = self.model_dump(mode="json", exclude=left_out)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _what_privacy_implies(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables of a job with what differential privacy asks of those that do not say."""
+    privacy = values.get("privacy")
+    if not isinstance(privacy, dict) or privacy.get("differential_privacy") is not True:
+        return values
+    for table, implied in (
+        ("aggregate", {"weighting": "equal"}),
+        ("model", {"precision": "float32"}),
+    ):
+        given = values.get(table, {})
+        if isinstance(given, dict):
+            values = {**values, table: {**implied, **given}}
+    return values
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobConfig:

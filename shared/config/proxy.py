@@ -18,13 +18,15 @@ class ProxyConfig(Table):
     """``[proxy]``: a public paired set.
 
     With ``aggregate.rule = 'creamfl'`` every site has it, and its features are what the sites
-    exchange; else the server distils on it. Without one there is neither.
+    exchange; with differential privacy every site has it, and takes its negatives from it; else
+    the server distils on it. Without one there is neither.
     """
 
     folder: Annotated[str, Field(min_length=1)] | None = None
     """The set: a folder in the format of a site's data (docs/data.md), or its table."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """creamfl: expected sha256 of the set's files and texts; a site refuses another."""
+    """creamfl and differential privacy: expected sha256 of the set's files and texts; a site
+    refuses another."""
     phantoms: Annotated[int, Field(ge=16, le=100_000)] | None = None
     """So many synthetic pairs instead, of patients that no synthetic site has."""
     every: Annotated[int, Field(ge=1)] = 1

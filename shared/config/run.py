@@ -1,4 +1,4 @@
-"""``[evaluate]``, ``[attack]``, ``[simulation]`` and ``[privacy]``."""
+"""``[evaluate]``, ``[attack]`` and ``[simulation]``."""
 
 from typing import Annotated, Literal
 
@@ -9,14 +9,6 @@ from shared.results import Metric
 
 Engine = Literal["local", "flower"]
 AttackKind = Literal["scale", "flip", "nan", "shape", "dtype", "weights", "stale"]
-
-
-class PrivacyConfig(Table):
-    """``[privacy]``: there is no differential privacy yet, and a job may not ask for it."""
-
-    differential_privacy: Annotated[
-        Literal[False], Field(description="there is none yet, so no job may ask for it")
-    ] = False
 
 
 class EvaluateConfig(Table):

@@ -214,6 +214,15 @@ def names_of(content: bytes, where: str) -> list[str]:
     return [str(name.value) for name in found]
 
 
+def issuer_of(content: bytes, where: str) -> tuple[str, str]:
+    """Return the common name and the organization that signed a certificate; empty if not said."""
+    issuer = parse_certificate(content, where, "the server").issuer
+    parts = (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)
+    said = [issuer.get_attributes_for_oid(part) for part in parts]
+    common, organization = (str(found[0].value) if found else "" for found in said)
+    return common, organization
+
+
 def trusting(authority: bytes) -> ssl.SSLContext:
     """Return how a site connects: TLS 1.2 or newer, trusting one authority and no other."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -18,6 +18,7 @@ from shared.results import Comparison, Model, Results, SiteResult
 from simulations.report.disclosure import counter
 from simulations.report.limits import limits
 from simulations.report.pooling import Pooled, pool
+from simulations.report.privacy import claim_of, promised
 from simulations.report.readings import (
     admitted,
     asked,
@@ -30,7 +31,6 @@ from simulations.report.readings import (
 )
 from simulations.report.words import COMPARISONS, FEW_PATIENTS, METRICS, NAMES
 
-CLAIM = "No differential privacy: no claim"
 _SHOWN_LIMITS = 3
 
 
@@ -144,7 +144,9 @@ def _privacy(results: Results) -> Answer:
     else:
         what = "Phantom patients" if results.origin.origin == "phantom" else "Public data"
         detail = f"{what}, simulated on one machine: nothing left an institution."
-    return Answer("At what privacy?", "privacy", "Statement", CLAIM, detail)
+    if promised(results):
+        detail = "It covers the shared adapter; not scores, counts or personal adapters."
+    return Answer("At what privacy?", "privacy", "Statement", claim_of(results), detail)
 
 
 def _cost(results: Results) -> Answer:

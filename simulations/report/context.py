@@ -7,8 +7,8 @@ from shared.page import assets, marks
 from shared.page.markup import trusted
 from shared.page.numbers import day, duration, moment, plural, power, short, true_minus
 from shared.results import Metric, Results, SiteResult
-from simulations.report import figures, flow, panels, participation, readings, towers
-from simulations.report.answers import CLAIM, answers
+from simulations.report import figures, flow, panels, participation, privacy, readings, towers
+from simulations.report.answers import answers
 from simulations.report.disclosure import counter, embedded, exact, pictures_allowed
 from simulations.report.limits import comparisons_shown, intervals_shown, limits
 from simulations.report.proxy import proxy
@@ -63,7 +63,10 @@ def context(
         "run": results,
         "digest": digest,
         "exact": exact(results),
-        "claim": CLAIM,
+        "claim": privacy.CLAIM,
+        "promised": privacy.promised(results),
+        "site_claims": [privacy.site_claim(results, name) for name in figures.heads(results)],
+        "statements": privacy.statements(results),
         **_head(results),
         **_results_section(results),
         **_part_section(results),

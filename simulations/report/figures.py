@@ -231,7 +231,8 @@ def level_table(results: Results) -> tuple[list[str], list[TableRow]]:
     for name in ordered(results):
         site, patients = results.sites[name], test_patients(results.sites[name])
         here = _levels_of(site, metric, models)
-        count = show(patients) if patients else "no test split"
+        none = "no test split" if site.splits else "not told"
+        count = show(patients) if patients else none
         if not here:
             rows.append(TableRow(name, (count,), f"Not measured: {why_no_level(results, site)}"))
             continue

@@ -120,6 +120,9 @@ def patient_flow(results: Results) -> list[Stage]:
             out.append((n, f"at {short(name)}: {why_no_level(results, sites[name])}"))
         elif n > used:
             out.append((n - used, f"at {short(name)}: not in this measure"))
+    if not any(site.splits for site in sites.values()):
+        untold = "How many there are to train and to choose models, the sites do not tell."
+        return [Stage(scored, "scored on this page", tuple(out), aside=untold)]
     return [
         Stage(
             train + val + test,

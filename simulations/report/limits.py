@@ -13,6 +13,7 @@ from shared.page.numbers import interval, listing, number, plural, ranges, short
 from shared.results import Comparison, Results
 from simulations.report.disclosure import UNDER, counter
 from simulations.report.pooling import pool
+from simulations.report.privacy import promised
 from simulations.report.readings import (
     LOST,
     calibration_error,
@@ -204,7 +205,9 @@ def withheld(results: Results) -> Limit | None:
 
 
 def no_differential_privacy(results: Results) -> Limit | None:
-    """No run of this version bounds what an adapter reveals."""
+    """Nothing bounds what an adapter reveals, unless every site promised its patients something."""
+    if promised(results):
+        return None
     public = results.origin.origin in ("phantom", "public")
     level: Level = "for information" if public else "read with care"
     return Limit(

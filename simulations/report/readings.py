@@ -50,8 +50,10 @@ class Readings:
 
 
 def test_patients(site: SiteResult) -> int:
-    """Return the patients of a site's test split."""
-    return site.splits["test"].patients if "test" in site.splits else 0
+    """Return the patients of a site's test split; if it told no split, those that it scored."""
+    if site.splits:
+        return site.splits["test"].patients if "test" in site.splits else 0
+    return max((row.n for rows in site.metrics.values() for row in rows.values()), default=0)
 
 
 def ordered(results: Results) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from shared.page.numbers import interval, plural, short
 from shared.results import Comparison, ParticipationState, Results, SiteResult
 from simulations.report.disclosure import counter
+from simulations.report.privacy import CLAIM, site_claim
 from simulations.report.readings import (
     SiteReading,
     admitted,
@@ -51,9 +52,14 @@ def story(results: Results, name: str) -> Story:
             _against(results, name, _beside_alone(results)),
             _calibration(site),
             _rounds(site),
-            "Privacy: no differential privacy, no claim.",
+            _privacy(results, name),
         ),
     )
+
+
+def _privacy(results: Results, name: str) -> str:
+    found = site_claim(results, name)
+    return "Privacy: no differential privacy, no claim." if found == CLAIM else f"Privacy: {found}."
 
 
 def _beside_alone(results: Results) -> Comparison:

@@ -1,6 +1,7 @@
 """What a site does with one request; a real encoder, real training, tiny records."""
 
 import dataclasses
+import json
 import logging
 import stat
 from pathlib import Path
@@ -12,14 +13,16 @@ from safetensors.numpy import load_file
 
 import client.agent
 import client.work
-from client.agent import NotReleasedError, SiteAgent, answer_together, towers_in_use
-from client.audit import verify
+from client.agent import SiteAgent
+from client.audit_check import verify
 from client.data.sources import SiteSource
-from client.policy import SitePolicy, simulation_policy
+from client.models_in_use import towers_in_use
+from client.policy import simulation_policy
 from client.settings import SiteSettings
+from client.together import NotReleasedError, answer_together
 from client.work import Validated, validate_together
 from shared.adapter import SharedAdapter, factor_of
-from shared.errors import BaseModelError, DataError, StorageError, TrainingError
+from shared.errors import BaseModelError, DataError, StorageError, TrainingError, VersionError
 from shared.layout_file import adapter_bytes
 from shared.messages import (
     PARTS,
@@ -141,12 +144,20 @@ def test_the_same_request_gets_the_same_answer_without_a_second_training(
     assert agent_of().handle(ask()) == first  # a new process of the same site
 
 
-def test_another_attempt_trains_again_and_gives_the_same_change(agent_of, ask):
-    agent = agent_of()
-    _, first = decode_reply(agent.handle(ask()))
-    reply, second = decode_reply(agent.handle(ask(attempt=2)))
-    assert reply.attempt == 2
-    assert {n: a.tobytes() for n, a in first.items()} == {n: a.tobytes() for n, a in second.items()}
+def test_another_attempt_costs_no_second_training_and_gives_the_same_change(
+    agent_of, ask, monkeypatch, tmp_path
+):
+    first, change = decode_reply(agent_of().handle(ask()))
+    monkeypatch.setattr(client.work, "train_shared", lambda *_: pytest.fail("trained twice"))
+    for attempt in (2, 3):
+        reply, again = decode_reply(agent_of().handle(ask(attempt=attempt)))
+        assert reply == first.model_copy(update={"attempt": attempt})
+        assert {n: a.tobytes() for n, a in change.items()} == {
+            n: a.tobytes() for n, a in again.items()
+        }
+    log = (tmp_path / "north" / "audit.jsonl").read_text().splitlines()
+    released = [json.loads(line)["what"] for line in log]
+    assert [what for what in released if "approved" not in what] == ["update", "again", "again"]
 
 
 def test_another_seed_gives_another_change(agent_of, ask):
@@ -186,7 +197,7 @@ def test_held_parts_need_not_be_sent_again(agent_of, ask, start):
     reply, tensors = decode_reply(agent.handle(short))
     assert reply.status == "ok"
     assert reply.holds == part_digests(changed)
-    fresh, expected = decode_reply(agent_of().handle(ask(shared=changed, attempt=2)))
+    fresh, expected = decode_reply(agent_of().handle(ask(shared=changed, run="another")))
     assert fresh.status == "ok"
     assert {n: a.tobytes() for n, a in tensors.items()} == {
         n: a.tobytes() for n, a in expected.items()
@@ -319,7 +330,8 @@ def test_a_request_that_is_not_for_this_site_and_run_is_refused(agent_of, ask, c
 def test_the_policy_is_asked_before_any_record_is_opened(agent_of, ask, monkeypatch):
     monkeypatch.setattr(client.agent, "load_site", lambda *_: pytest.fail("opened"))
     agent = agent_of(
-        policy=SitePolicy(max_rounds=1), encoder_of=lambda _: pytest.fail("loaded a base")
+        policy=simulation_policy().model_copy(update={"max_rounds": 1}),
+        encoder_of=lambda _: pytest.fail("loaded a base"),
     )
     reply, _ = decode_reply(agent.handle(ask()))
     assert (reply.status, reply.reason) == ("refused", "policy-rounds")
@@ -372,7 +384,24 @@ def test_everything_that_left_is_in_the_audit_log(agent_of, ask, tmp_path):
     agent = agent_of()
     for body in (ask("describe"), ask(), ask(), b"garbage", ask("personalize")):
         agent.handle(body)
-    assert verify(tmp_path / "north" / "audit.jsonl") == 5
+    log = tmp_path / "north" / "audit.jsonl"
+    assert verify(log).lines == 9
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["what"] for line in told] == [
+        "approved describe", "description", "approved train", "update", "approved train", "again",
+        "refusal wire", "approved personalize", "done",
+    ]  # fmt: skip
+    assert all(line["detail"]["purpose"] == "simulation" for line in told[::2][:3])
+
+
+def test_a_request_of_another_version_is_refused_with_both_named(agent_of, ask, caplog):
+    text = b'{"kind": "train", "program": "7.1.0", "minor": 2, "unheard": "of"}'
+    body = b"CONS\x09" + len(text).to_bytes(8, "little") + text + ask()[200:]
+    answer = agent_of().handle(body)
+    with pytest.raises(VersionError, match="the other side is consilia"):
+        decode_reply(answer)  # as the coordinator does
+    assert "the other side is consilia 7.1.0 (protocol 9.2)" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_towers_in_use_follow_alpha_and_what_was_trained():
@@ -421,7 +450,7 @@ def test_sites_that_train_together_answer_what_each_answers_alone(cohort, ask, t
     assert trained == [list(NAMES)]
     for (name, agent), body in zip(cohort.items(), together, strict=True):
         reply, found = numbers_of(body)
-        own, alone = numbers_of(agent.handle(ask(site=name, attempt=2)))
+        own, alone = numbers_of(agent.handle(ask(site=name, run="alone")))
         assert (reply.site, reply.weights, reply.holds) == (name, own.weights, own.holds)
         assert reply.summary.steps == own.summary.steps
         assert reply.summary.loss == pytest.approx(own.summary.loss, rel=1e-5)
@@ -445,7 +474,7 @@ def test_kept_answers_are_used_only_if_all_of_a_cohort_were_kept(cohort, ask, tr
 
 def test_a_repeated_cohort_gives_the_same_numbers_bit_for_bit(cohort, ask, trained):
     first, second = (
-        answer_together([(agent, ask(site=n, attempt=k)) for n, agent in cohort.items()])
+        answer_together([(agent, ask(site=n, run=f"run {k}")) for n, agent in cohort.items()])
         for k in (1, 2)
     )
     assert trained == [list(NAMES)] * 2
@@ -500,7 +529,7 @@ def test_a_site_that_diverges_is_refused_and_the_others_answer(
         return train(encoder, [tasks[0], bad, tasks[2]], job)
 
     monkeypatch.setattr(client.work, "train_shared", diverging)
-    again = [(agent, ask(site=name, attempt=2)) for name, agent in cohort.items()]
+    again = [(agent, ask(site=name, run="another")) for name, agent in cohort.items()]
     north, south, west = answer_together(again)
     reply, tensors = decode_reply(south)
     assert (reply.status, reply.reason, tensors) == ("refused", "loss-not-finite", {})
@@ -601,12 +630,13 @@ def test_a_site_that_cannot_note_its_answer_releases_nothing_and_the_others_answ
     assert isinstance(south, StorageError)
     assert [decode_reply(body)[0].status for body in (north, west)] == ["ok", "ok"]
     assert "nothing released: storage" in caplog.text
-    assert [verify(tmp_path / name / "audit.jsonl") for name in ("north", "west")] == [1, 1]
+    logs = [tmp_path / name / "audit.jsonl" for name in ("north", "west")]
+    assert [verify(log).lines for log in logs] == [2, 2]  # approved, and what left
     with pytest.raises(StorageError, match=r"audit\.jsonl"):
         cohort["south"].handle(ask(kind, site="south"))
     (tmp_path / "south" / "audit.jsonl").rmdir()
     assert [decode_reply(body)[0].status for body in answer_together(asked())] == ["ok"] * 3
-    assert verify(tmp_path / "south" / "audit.jsonl") == 1
+    assert verify(tmp_path / "south" / "audit.jsonl").lines == 2
 
 
 def test_a_site_that_cannot_even_refuse_releases_nothing(cohort, ask, tmp_path):

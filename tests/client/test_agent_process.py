@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client.agent_process import _TAKEN, _own_base, _private_place
+from client.agent_process import _TAKEN, _private_place, own_base
 from client.courier import CourierSettings, courier_unit, run_courier
 from client.service import SocketChannel
 from client.settings import load_agent
@@ -58,12 +58,12 @@ def job(base):
 def test_a_jobs_paths_are_not_followed(folder):
     """The coordinator names bases as they lie at its own place."""
     own = settings_of(folder, base='"clip"')
-    assert _own_base(own, job("/etc")) == str(folder / "clip")
+    assert own_base(own, job("/etc")) == str(folder / "clip")
     none = settings_of(folder)
-    assert _own_base(none, job("consilia-tiny")) == "consilia-tiny"
+    assert own_base(none, job("consilia-tiny")) == "consilia-tiny"
     for base in ("/etc", "openai/clip-vit-base-patch32"):
         with pytest.raises(BaseModelError, match=r"site\.toml"):
-            _own_base(none, job(base))
+            own_base(none, job(base))
 
 
 def test_one_agent_works_on_a_state(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from client.audit import AuditLog
 from client.batches import Batch
 from client.data.sources import SiteSource
+from client.decisions import NOBODY, about_request
 from client.encoding import Features
 from client.features import Contrast, begin_exchange, check_common, embedded, public_parts
 from client.policy import SitePolicy, simulation_policy
@@ -262,8 +264,9 @@ def test_the_default_policy_lets_no_features_out(tmp_path):
         released(tmp_path, {"image": np.ones((1, 2), np.float32)}, SitePolicy())
     assert refused.value.reason == "policy-features"
     assert not (tmp_path / "audit.jsonl").exists() or not (tmp_path / "audit.jsonl").read_text()
-    with pytest.raises(RefusedError):
-        SitePolicy().check(answer_to({"image": 1}).request)
+    request = answer_to({"image": 1}).request
+    said = about_request(SitePolicy(), request, NOBODY, date(2026, 1, 1))
+    assert "policy-features" in {objection.reason for objection in said}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -7,10 +7,11 @@ import pytest
 
 import client.agent
 import client.work
-from client.agent import SiteAgent, answer_together
+from client.agent import SiteAgent
 from client.data.sources import SiteSource
 from client.policy import simulation_policy
 from client.settings import SiteSettings
+from client.together import answer_together
 from client.training import SiteTask, fresh_adapter, train_shared
 from shared.adapter import SharedAdapter
 from shared.errors import AdapterMismatchError

@@ -1,19 +1,20 @@
 """Parts of the shared adapter: checked against their digests, once for all sites of a process."""
 
 from collections import Counter
+from datetime import date
 
 import numpy as np
 import pytest
 
-import client.policy
 import client.received
 import client.state
+from client.decisions import NOBODY, about_request
 from client.policy import simulation_policy
 from client.received import join_received, receive_parts
 from client.state import SiteState
 from shared.adapter import AdapterLayout, LayerShape, SharedAdapter
 from shared.config import JobConfig
-from shared.errors import AdapterMismatchError, RefusedError, WireError
+from shared.errors import AdapterMismatchError, WireError
 from shared.messages import (
     Request,
     decode_request,
@@ -131,7 +132,7 @@ def test_an_adapter_is_read_checked_and_written_once_for_all_sites(tmp_path, mon
         for number, state in enumerate(states):
             body = encode_header(header.model_copy(update={"seed": number})) + end
             request, tensors = decode_request(body)
-            simulation_policy().check(request)
+            assert about_request(simulation_policy(), request, NOBODY, date(2026, 1, 1)) == []
             parts, _ = receive_parts(request, tensors, state)
             adapters.add(id(join_received(request, parts, LAYOUT)))
         assert len(adapters) == 1
@@ -156,7 +157,6 @@ def test_a_job_is_never_taken_for_another():
     policy = simulation_policy()
     other = JobConfig(name="other")
     for _ in range(2):
-        policy.check(request_of(adapter()))
-        with pytest.raises(RefusedError) as caught:
-            policy.check(request_of(adapter(), job=other))
-        assert caught.value.reason == "job-digest"
+        assert about_request(policy, request_of(adapter()), NOBODY, date(2026, 1, 1)) == []
+        said = about_request(policy, request_of(adapter(), job=other), NOBODY, date(2026, 1, 1))
+        assert [objection.reason for objection in said] == ["job-digest"]

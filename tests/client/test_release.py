@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.audit import AuditLog, on_disk_together, verify
+from client.audit import AuditLog, on_disk_together
+from client.audit_check import verify
 from client.disclosure import disclosed, disclosed_count, rounded
 from client.policy import SitePolicy, simulation_policy
 from client.release import (
@@ -34,12 +35,12 @@ from shared.adapter import AdapterLayout, LayerShape, factor_name
 from shared.config import parse_job
 from shared.errors import AdapterMismatchError, InputError, StorageError, TrainingError
 from shared.messages import Description, Request, TrainSummary, decode_reply
-from shared.results import CalibrationBin, Estimate, FindingScore, SiteEvaluation
+from shared.results import METRICS, CalibrationBin, Estimate, FindingScore, SiteEvaluation
 
 LAYOUT = AdapterLayout((LayerShape("v", "image", 4, 3), LayerShape("t", "text", 2, 5)), 2, 2.0)
 IMAGE_B, TEXT_B = factor_name("v", "B"), factor_name("t", "B")
 OPEN = simulation_policy()
-STRICT = SitePolicy(minimum_count=20)
+STRICT = SitePolicy(minimum_count=20, metrics=METRICS)
 SUMMARY = TrainSummary(loss=1.23456, validation_loss=2.34567, gradient_norms={"image": 0.98765})
 
 
@@ -107,14 +108,14 @@ def test_the_change_is_what_was_trained_minus_what_was_received():
 def test_a_change_side_by_side_leaves_with_the_same_bits(tmp_path):
     start = {name: np.zeros(LAYOUT.shapes[name], np.float32) for name in LAYOUT.names()}
     for number, weights in enumerate(({"image": 3, "text": 2}, {"text": 1}, {"image": 4})):
-        folder = tmp_path / str(number)
         for clip_norm in (100.0, 0.5):
+            folder = tmp_path / f"{number} {clip_norm}"
             bodies = [
                 release_update(
                     answer(clip_norm=clip_norm, weights=weights), each, LAYOUT, SUMMARY, OPEN,
-                    AuditLog(folder / "audit.jsonl"),
+                    AuditLog(folder / sort / "audit.jsonl"),
                 )
-                for each in (change(), change_of(change(), start))
+                for sort, each in (("one", change()), ("other", change_of(change(), start)))
             ]  # fmt: skip
             assert bodies[0] == bodies[1]
 
@@ -205,6 +206,8 @@ EVALUATION = SiteEvaluation(
     ],
     calibration=[
         CalibrationBin(predicted=0.12345, observed=0.1, low=0.0, high=0.2, n=30),
+        CalibrationBin(predicted=0.5, observed=0.5, low=0.4, high=0.6, n=0),
+        CalibrationBin(predicted=0.7, observed=0.6, low=0.5, high=0.7, n=5),
         CalibrationBin(predicted=0.9, observed=0.9, low=0.8, high=1.0, n=4),
     ],
     calibrated_model="shared",
@@ -220,6 +223,21 @@ def test_what_rests_on_few_patients_is_held_back_with_a_reason():
     assert [b.n for b in told.calibration] == [30]
     assert (told.gallery_texts, told.gallery_images) == (120, 0)
     assert told.metrics["shared"]["auroc"].value == 0.543
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((30, 4, 5, 25), [30, 25]),  # two are held back: the total tells only their sum
+        ((30, 4, 40, 25), [30, 40]),  # one alone could be worked out: the smallest goes with it
+        ((30, 0, 40, 25), [30, 40, 25]),
+        ((30, 4, 0, 0), []),
+    ],
+)
+def test_what_a_held_back_bin_rests_on_cannot_be_worked_out(counts, told):
+    bins = [CalibrationBin(predicted=0.5, observed=0.5, low=0.4, high=0.6, n=n) for n in counts]
+    found = disclosed(EVALUATION.model_copy(update={"calibration": bins}), STRICT)
+    assert [b.n for b in found.calibration] == told
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(3, 60), (60, 3)])
@@ -325,7 +343,7 @@ def test_everything_that_leaves_has_its_line(audit):
     ]  # fmt: skip
     assert [line["seq"] for line in told] == list(range(1, 8))
     assert {(line["run"], line["round"]) for line in told} == {("run", 3)}
-    assert verify(audit.path) == 7
+    assert verify(audit.path).lines == 7
     assert stat.S_IMODE(audit.path.stat().st_mode) == 0o600
 
 
@@ -361,7 +379,7 @@ def test_lines_of_many_sites_reach_the_disk_together(tmp_path, syncs):
             release_done(answer(), audit)
         assert syncs == []
     assert sorted(syncs) == sorted(f"site-{n}" for n in range(40))
-    assert {verify(audit.path) for audit in audits} == {2}
+    assert {verify(audit.path).lines for audit in audits} == {2}
     release_done(answer(), audits[0])
     assert syncs[40:] == ["site-0"], "outside of the block every line is waited for"
 
@@ -414,7 +432,7 @@ def test_lines_are_waited_for_even_if_the_block_fails(audit, syncs):
 def test_the_chain_goes_on_after_a_restart(audit):
     release_done(answer(), audit)
     release_done(answer(), AuditLog(audit.path))
-    assert verify(audit.path) == 2
+    assert verify(audit.path).lines == 2
 
 
 def test_a_line_that_a_crash_cut_short_is_dropped(audit):
@@ -422,7 +440,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(audit):
     with audit.path.open("ab") as file:
         file.write(b'{"seq": 2, "utc"')
     release_done(answer(), AuditLog(audit.path))
-    assert verify(audit.path) == 2
+    assert verify(audit.path).lines == 2
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])

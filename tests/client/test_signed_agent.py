@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.agent import SiteAgent
-from client.audit import verify
+from client.audit_check import verify
 from client.data.sources import SiteSource
 from client.policy import SitePolicy
 from client.provisioning.folder import SiteIdentity
@@ -142,7 +142,7 @@ def test_any_other_request_is_refused_signed_and_noted(folder, agent, inner, set
     assert split_signed(answer)[0] is not None
     assert REFUSALS[reason] == decode_reply(split_signed(answer)[1])[0].detail
     log = settings.state / "audit.jsonl"
-    assert verify(log) == 1
+    assert verify(log).lines == 1
     assert json.loads(log.read_text())["what"] == f"refusal {reason}"
 
 

@@ -104,7 +104,11 @@ class Lab:
         sites: Names.
         environment: Further variables for all processes.
         secure: Whether there is a consortium, with gateway, TLS, node keys and signatures.
-        through: Port that a site's courier connects to instead of the gateway's, by site.
+        hosts: Names of the gateway.
+        through: What a site's courier connects to instead of the gateway, ``host:port`` by site.
+        inside: Words before the command of a site's courier: a network that it is to be in.
+        prefix: Words before every command's own, the last followed by ``NAME.trace``; none if
+            empty.
         port: Of the SuperLink.
         gateway_port: Of the gateway.
         processes: By name: ``coordinator``, ``agent-SITE``, ``courier-SITE``.
@@ -115,7 +119,10 @@ class Lab:
     sites: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     secure: bool = True
-    through: dict[str, int] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ("localhost",)
+    through: dict[str, str] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)
+    prefix: list[str] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     gateway_port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -146,7 +153,8 @@ class Lab:
             (place / "site.toml").write_text(text)
             (place / "policy.toml").write_text(POLICY)
         if self.secure:
-            where = ("--host", "localhost", "--port", self.gateway_port)
+            hosts = [word for host in self.hosts for word in ("--host", host)]
+            where = (*hosts, "--port", self.gateway_port)
             made = self.json("server", "init", self.home, "--name", "lab", *where, "--json")
             for site in self.sites:
                 self.admit(site, made["fingerprint"])
@@ -161,12 +169,13 @@ class Lab:
             *("--fingerprint", fingerprint),
         )
 
-    def start(self, name: str, *arguments: object) -> None:
+    def start(self, name: str, *arguments: object, inside: Sequence[str] = ()) -> None:
         """Start a command as a process, as in an institution: nobody set anything for us."""
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "CONSILIA_"))}
+        before = [*self.prefix, str(self.folder / f"{name}.trace")] if self.prefix else []
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                consilia(*arguments),
+                [*inside, *before, *consilia(*arguments)],
                 stdout=log,
                 stderr=log,
                 env={**keep, **self.environment},
@@ -184,9 +193,10 @@ class Lab:
 
     def start_courier(self, site: str) -> None:
         """Start ``client courier``."""
-        port = self.through.get(site, self.gateway_port if self.secure else self.port)
-        where = ("--site", self.site(site), "--superlink", f"localhost:{port}")
-        self.start(f"courier-{site}", "client", "courier", *where, *self._trust())
+        there = f"localhost:{self.gateway_port if self.secure else self.port}"
+        where = ("--site", self.site(site), "--superlink", self.through.get(site, there))
+        command = ("client", "courier", *where, *self._trust())
+        self.start(f"courier-{site}", *command, inside=self.inside)
 
     def _trust(self) -> Sequence[str]:
         return () if self.secure else ("--insecure",)

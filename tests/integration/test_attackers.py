@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 import server.exchange
-from client.agent import answer_together
+from client.together import answer_together
 from server.validation import Admitted, Rejected, judge
 from shared.adapter import AdapterUpdate
 from shared.config import JobConfig, load_job

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from client.agent import answer_together
 from client.data.sources import find_sites
 from client.policy import simulation_policy
 from client.proxy import load_proxy
 from client.service import SocketChannel, serve
 from client.state import SiteState
+from client.together import answer_together
 from shared.config import JobConfig
 from shared.errors import (
     ConfigError,

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from client.agent import answer_together, load_records
+from client.agent import load_records
 from client.own_factor import OwnFactor
 from client.state import SiteState
+from client.together import answer_together
 from client.training import SiteTask, train_shared
 from server.weights import round_weights
 from shared.adapter import SharedAdapter, factor_name, factor_of

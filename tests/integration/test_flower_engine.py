@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 
-from client.agent import answer_together, load_records
+from client.agent import load_records
+from client.together import answer_together
 from server.app import run_job
 from server.checkpoint import RunStore
 from server.history import RunHistory

@@ -18,7 +18,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import client.work
-from shared.messages import decode_reply
+from client.audit_check import verify
+from server.history import RunHistory
+from shared.errors import InputError
+from shared.messages import Anchor, decode_reply
 from shared.wire import body_of
 from simulations.grid import LocalGrid
 
@@ -193,9 +196,33 @@ def test_the_audit_log_accounts_for_every_byte_that_went_up(ran):
         for path in ran["run"].glob("sites/*/audit.jsonl")
         for line in path.read_text().splitlines()
     ]
-    assert sorted(line["sha256"] for line in lines) == sorted(
-        sha256(body).hexdigest() for body in ran["up"]
-    )
+    bodies = sorted(line["sha256"] for line in lines if "bytes" in line)
+    assert bodies == sorted(sha256(body).hexdigest() for body in ran["up"])
+    decisions = [line["what"] for line in lines if "bytes" not in line]
+    assert {what.split()[0] for what in decisions} == {"approved"}
+
+
+def test_the_coordinator_keeps_a_line_of_every_sites_log_from_every_round(ran):
+    with RunHistory.at(ran["run"] / "history.sqlite") as history:
+        [run] = history.runs()
+        kept = history.anchors(run.name)
+        contributions = [len(r.contributions) for r in history.committed_rounds(run.name)]
+    assert len(kept) == sum(contributions)
+    for path in ran["run"].glob("sites/*/audit.jsonl"):
+        anchors = [
+            Anchor(seq=each.seq, sha256=each.sha256)
+            for each in kept
+            if each.site == path.parent.name
+        ]
+        assert len(anchors) == len(contributions)
+        assert verify(path, anchors).anchors == len(anchors)
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"simulation", b"simulatiom", 1))
+        try:
+            with pytest.raises(InputError):
+                verify(path, anchors)
+        finally:
+            path.write_bytes(content)
 
 
 def test_files_of_a_site_are_its_own(ran):

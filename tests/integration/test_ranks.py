@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from client.agent import answer_together
+from client.together import answer_together
 from shared.config import JobConfig
 from shared.errors import InterruptedRunError
 from shared.messages import decode_reply, decode_request

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from client.agent import answer_together
 from client.service import SocketChannel, serve
+from client.together import answer_together
 from shared.config import JobConfig
 from shared.errors import InterruptedRunError
 from shared.layout_file import load_adapter

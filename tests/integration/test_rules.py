@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from client.agent import answer_together
+from client.together import answer_together
 from server.aggregation import AGGREGATORS, COMBINERS
 from server.aggregation.lowrank import decompose
 from shared.adapter import factor_name

@@ -176,7 +176,8 @@ class FakeGrid(Grid):
 
     ``on_push(site, request) -> None`` is an ordinary answer; ``"lost"`` no reply ever;
     ``"error"`` an error of Flower's from the SuperLink; ``"twice"`` the same reply twice;
-    a number answers only after so many seconds.
+    ``"differs"`` a second reply that says something else; a number answers only after so many
+    seconds.
     """
 
     def __init__(
@@ -222,6 +223,8 @@ class FakeGrid(Grid):
                 replies = [to_reply(site.handle(body_of(message)), message)]
             if wish == "twice":
                 replies *= 2
+            if wish == "differs":
+                replies.append(to_reply(altered(site, body_of(message)), message))
             delay = wish if isinstance(wish, int | float) else 0.0
             self.ready[message_id] = (self.clock.now + delay, replies)
         return ids[:: self.order]
@@ -232,6 +235,15 @@ class FakeGrid(Grid):
 
     def send_and_receive(self, *args: Any, **kwargs: Any) -> list[Message]:
         raise AssertionError("the round loop has no use for this method of the grid")
+
+
+def altered(site: FakeSite, body: bytes) -> bytes:
+    """Another answer of a site to the same request."""
+    before = site.change_reply
+    site.change_reply = lambda reply, tensors: (with_summary(reply, loss=9.0), tensors)
+    answer = site.handle(body)
+    site.change_reply = before
+    return answer
 
 
 @dataclass

@@ -1,14 +1,9 @@
-import sqlite3
-
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import MetaData, Table, create_engine, insert, select, text
+from sqlalchemy.exc import IntegrityError
 
 from server.history import RunHistory
 from server.history.rows import bucket
-from server.history.tables import Table
 from server.records import SURPLUS, Contribution, RoundRecord
 from shared.errors import InputError, RunDirectoryError, StorageError
 
@@ -16,10 +11,24 @@ START = {"token": "t", "job_sha256": "j", "base_sha256": "b", "seed": 2**32 - 1,
 
 
 @pytest.fixture
-def history(tmp_path):
-    with RunHistory.at(tmp_path / "deep" / "history.sqlite") as opened:
+def history(history_url):
+    """A history with one run, on SQLite and on PostgreSQL."""
+    with RunHistory(history_url) as opened:
         opened.start_run("run", **START)
         yield opened
+
+
+@pytest.fixture
+def database(history_url):
+    """A connection to the same database past the history."""
+    engine = create_engine(history_url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def table(database, name):
+    return Table(name, MetaData(), autoload_with=database)
 
 
 def contribution(site="a", state="in", **more):
@@ -34,45 +43,27 @@ def record(number=1, attempt=1, contributions=None, **more):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("survives", [0, 1, 3])
-def test_killed_while_the_tables_are_made_leaves_no_half_database(tmp_path, monkeypatch, survives):
-    """What a kill does: the connection is gone without a commit, after some tables were made."""
-    made, create = [], Operations.create_table
-
-    def dying(self, *arguments, **keywords):
-        if len(made) == survives:
-            raise KeyboardInterrupt
-        made.append(create(self, *arguments, **keywords))
-
-    url = f"sqlite:///{tmp_path / 'history.sqlite'}"
-    with monkeypatch.context() as patch:
-        patch.setattr(Operations, "create_table", dying)
-        with pytest.raises(KeyboardInterrupt):
-            RunHistory(url)
-    with sqlite3.connect(tmp_path / "history.sqlite") as database:
-        assert database.execute("SELECT name FROM sqlite_master").fetchall() == []
-    with RunHistory(url) as history:
-        assert history.runs() == []
-
-
-def test_migrations_lead_from_an_empty_database_to_the_present_tables(tmp_path):
-    RunHistory.at(tmp_path / "h.sqlite").close()
-    engine = create_engine(f"sqlite:///{tmp_path / 'h.sqlite'}")
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Table.metadata) == []
-        tables = set(inspect(connection).get_table_names())
-    assert tables == {
-        "alembic_version", "artefacts", "audit", "metrics", "participations", "rounds", "runs",
-    }  # fmt: skip
-    RunHistory.at(tmp_path / "h.sqlite").close()
-
-
-def test_sqlite_waits_for_the_disk(history, tmp_path):
-    with history._engine.connect() as connection:
+def test_sqlite_waits_for_the_disk(tmp_path):
+    with RunHistory.at(tmp_path / "h.sqlite") as history:
         asked = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
         for pragma, wanted in asked.items():
-            assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == wanted
+            assert scalar(history, f"PRAGMA {pragma}") == wanted
+
+
+def scalar(history, statement):
+    """What a connection of the history's own answers."""
+    return history._transactions.read(lambda session: session.scalar(text(statement)))
+
+
+def test_postgresql_waits_for_the_disk_even_where_it_was_told_not_to(postgres):
+    name = postgres.database()
+    postgres.run(f"ALTER DATABASE {name} SET synchronous_commit = off", "postgres")
+    assert postgres.run("SHOW synchronous_commit", name) == [("off",)]
+    with RunHistory(postgres.url(name)) as history:
+        assert scalar(history, "SHOW synchronous_commit") == "on"
+        assert scalar(history, "SHOW lock_timeout") == "1min"
+        assert scalar(history, "SHOW idle_in_transaction_session_timeout") == "30s"
+        assert scalar(history, "SHOW transaction_isolation") == "repeatable read"
 
 
 def test_a_run_starts_once_and_goes_on(history):
@@ -125,16 +116,29 @@ def test_a_contribution_is_recorded_once(history):
         history.record_round("run", record())
 
 
-def test_the_database_itself_refuses_a_second_contribution(history, tmp_path):
+def test_the_database_itself_refuses_a_second_contribution(history, database):
     history.record_round("run", record())
-    history.close()
-    with sqlite3.connect(tmp_path / "deep" / "history.sqlite") as connection:
-        columns = [c[1] for c in connection.execute("PRAGMA table_info(participations)")][1:]
-        names = ", ".join(columns)
-        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-            connection.execute(
-                f"INSERT INTO participations ({names}) SELECT {names} FROM participations"  # noqa: S608
-            )
+    participations = table(database, "participations")
+    row = dict(database.execute(select(participations)).one()._mapping)
+    with pytest.raises(IntegrityError):
+        database.execute(insert(participations), {**row, "id": 1000})
+
+
+def test_sites_are_in_the_order_of_their_names_whatever_the_database_makes_of_it(history):
+    names = ["b", "B", "a-2", "a10", "é", "A"]
+    history.record_round("run", record(contributions=[contribution(name) for name in names]))
+    found = [each.site for each in history.last_round("run").contributions]
+    assert found == sorted(names)
+
+
+def test_texts_of_the_longest_kind_fit(history):
+    """PostgreSQL refuses what is longer than its column; SQLite would not notice."""
+    code, name = "x" * 63, "s" * 63
+    lost = contribution(name, "refused", reason=code)
+    history.record_round("run", record(contributions=[contribution(), lost]))
+    history.finish_run("run", "failed", "long " * 1000)
+    history.audit("run", "round-withdrawn", 1, "long " * 1000)
+    assert history.last_round("run").contributions[1].reason == code
 
 
 @pytest.mark.parametrize(
@@ -178,24 +182,110 @@ def test_runs_are_listed_latest_first(history):
         history.run("third")
 
 
-def test_a_database_of_a_later_version_is_refused(tmp_path):
-    RunHistory.at(tmp_path / "h.sqlite").close()
-    with sqlite3.connect(tmp_path / "h.sqlite") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(InputError, match="later version of consilia"):
-        RunHistory.at(tmp_path / "h.sqlite")
-
-
 @pytest.mark.parametrize("url", ["nonsense", "nosuchdialect://x/y"])
 def test_what_is_no_database_url_is_refused(url):
     with pytest.raises(InputError, match="expected a database URL"):
         RunHistory(url)
 
 
-def test_a_password_is_never_shown():
+SECRETS = {
+    "wrong password": "postgresql+psycopg://consilia:SeCrEt-1@127.0.0.1:{port}/postgres",
+    "nobody there": "postgresql+psycopg://consilia:SeCrEt-1@127.0.0.1:1/x",
+    "no such host": "postgresql+psycopg://consilia:SeCrEt-1@no-such-host.invalid/x",
+    "no such database": "postgresql+psycopg://consilia:{password}@127.0.0.1:{port}/absent",
+    "in a parameter": "postgresql+psycopg://127.0.0.1:1/x?user=consilia&password=SeCrEt-1",
+    "an unknown parameter": "postgresql+psycopg://consilia:SeCrEt-1@127.0.0.1:1/x?unknown=SeCrEt-1",
+    "an @ in it": "postgresql+psycopg://consilia:ab@SeCrEt-1@127.0.0.1:{port}/x",
+    "no port": "postgresql+psycopg://consilia:SeCrEt-1@127.0.0.1:SeCrEt-1/x",
+    "no URL": "postgresql+psycopg:/consilia:SeCrEt-1@127.0.0.1/x",
+    "no dialect": "nosuchdialect://consilia:SeCrEt-1@127.0.0.1/x",
+    "no driver": "postgresql+pg8000://consilia:SeCrEt-1@127.0.0.1/x",
+    "in the URL of another": "mysql://consilia:SeCrEt-1@127.0.0.1/x",
+}
+
+
+@pytest.mark.parametrize("url", SECRETS.values(), ids=SECRETS)
+def test_a_password_is_never_shown(url, postgres, caplog):
+    from tests.integration.postgres import PASSWORD
+
+    caplog.set_level("DEBUG")
     with pytest.raises((InputError, StorageError)) as caught:
-        RunHistory("postgresql+psycopg://user:secret@127.0.0.1:1/x?connect_timeout=1")
-    assert "secret" not in str(caught.value)
+        RunHistory(url.format(port=postgres.port, password=PASSWORD), patience=0)
+    said = f"{caught.value} {caplog.text}"
+    assert "SeCrEt" not in said
+    assert PASSWORD not in said
+    assert "\n" not in str(caught.value), "a message is one line"
+
+
+def test_a_password_is_shown_by_no_failure_of_a_history_that_is_open(postgres, capfd):
+    """Neither the database's own errors nor what is printed quote it."""
+    from tests.integration.postgres import PASSWORD
+
+    name = postgres.database()
+    with RunHistory(postgres.url(name), patience=0) as history:
+        assert PASSWORD not in history.shown + repr(history)
+        history.start_run("run", **START)
+        history.record_round("run", record())
+        with pytest.raises(StorageError, match="recorded before") as twice:
+            history.record_round("run", record())
+        postgres.run("ALTER TABLE runs RENAME TO gone", name)
+        with pytest.raises(StorageError, match="cannot be used") as gone:
+            history.runs()
+    printed = capfd.readouterr()
+    assert PASSWORD not in f"{twice.value} {gone.value} {printed.out} {printed.err}"
+    log = postgres.log.read_text()
+    assert PASSWORD not in log
+
+
+def test_a_full_disk_leaves_the_round_out_and_says_so(postgres):
+    """What PostgreSQL answers when its disk is full; once there is room the round is recorded."""
+    name = postgres.database()
+    with RunHistory(postgres.url(name)) as history:
+        history.start_run("run", **START)
+        postgres.run(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE "
+            "EXCEPTION 'No space left on device' USING ERRCODE = '53100'; END $$", name
+        )  # fmt: skip
+        postgres.run(
+            "CREATE TRIGGER disk_full BEFORE INSERT ON artefacts FOR EACH ROW "
+            "EXECUTE FUNCTION full_disk()", name
+        )  # fmt: skip
+        with pytest.raises(StorageError, match=r"No space left on device.*free space"):
+            history.record_round("run", record())
+        assert history.last_round("run") is None
+        postgres.run("DROP TRIGGER disk_full ON artefacts", name)
+        history.record_round("run", record())
+        assert history.last_round("run").round == 1
+
+
+def test_a_full_disk_under_sqlite(tmp_path):
+    with RunHistory.at(tmp_path / "h.sqlite") as history:
+        history.start_run("run", **START)
+        pages = scalar(history, "PRAGMA page_count")
+        assert scalar(history, f"PRAGMA max_page_count = {pages}") == pages
+        many = [contribution(f"site-{n}") for n in range(300)]
+        with pytest.raises(StorageError, match=r"full.*what was committed is intact; free space"):
+            history.record_round("run", record(contributions=many))
+        assert history.last_round("run") is None
+        scalar(history, "PRAGMA max_page_count = 100000")
+        history.record_round("run", record(contributions=many))
+        assert len(history.last_round("run").contributions) == 300
+
+
+@pytest.mark.parametrize("damage", ["page", "cut"])
+def test_a_damaged_sqlite_file_is_found_when_it_is_read(tmp_path, damage):
+    path = tmp_path / "h.sqlite"
+    with RunHistory.at(path) as history:
+        history.start_run("run", **START)
+        history.record_round("run", record(contributions=[contribution(f"{n}") for n in range(99)]))
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[4096:] = bytes(len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged, or no database"), RunHistory.at(path) as h:
+        h.committed_rounds("run")
 
 
 def test_a_file_that_is_no_database_is_reported(tmp_path):

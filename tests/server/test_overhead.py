@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_federation import BASE, FakeGrid, FakeSite, Federation, job_of
 from flwr.app import Message
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 import server.planning
 import server.roster
@@ -52,19 +52,15 @@ def calls_of_a_run(folder, rule, sites):
         ):
             label = f"{owner.__name__}.{name}"
             patch.setattr(owner, name, counted(calls, label, getattr(owner, name)))
-        history = run.history
 
-        def watched():
-            opened = history()
-            event.listen(
-                opened._engine,
-                "before_cursor_execute",
-                lambda *_: calls.update(["statement"]),
-            )
-            return opened
+        def statement(*_):
+            calls.update(["statement"])
 
-        patch.setattr(run, "history", watched)
-        assert run.run().complete
+        event.listen(Engine, "before_cursor_execute", statement)
+        try:
+            assert run.run().complete
+        finally:
+            event.remove(Engine, "before_cursor_execute", statement)
     return calls
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 from fake_federation import FakeSite, Federation, job_of
 
-from server.exchange import Persistence
+from server.questions import Persistence
 from shared.messages import Reply, decode_request, encode
 
 PERSISTENCE = Persistence(after_failure=0.1, after_silence=0.5)
@@ -52,7 +52,7 @@ def test_a_site_that_never_answers_is_missing_at_the_deadline(tmp_path):
     assert not outcome.complete
     cells = outcome.sites["east"].participation
     assert [(cell.state, cell.reason) for cell in cells if cell.state != "in"] == [
-        ("missing", "deadline")
+        ("missing", "silent")
     ]
     asked = [r for r in run.sites[1].seen if r.kind == "train" and r.round == 2]
     assert asked == []  # the messages never reached it

@@ -15,6 +15,7 @@ from shared.errors import QuorumError
 from shared.messages import Reply, decode_request, encode, halves
 from shared.security.claims import body_digest, signature_of, split_signed
 from shared.security.signing import SigningKey
+from shared.versions import PROTOCOL
 
 NOW = datetime.now(UTC)
 NAMES = ("north", "east", "south", "west")
@@ -189,3 +190,35 @@ def test_a_coordinator_that_is_not_the_pinned_one_is_refused_by_every_site(
         run.run()
     assert {reason for site in sites.values() for reason in site.refused} == {"request-signature"}
     assert not any(site.site.seen for site in sites.values())
+
+
+def other_version(version):
+    """What a site says, unsigned, that cannot read a request."""
+    told = Reply(kind="describe", run="", round=0, attempt=1, site="north", status="refused")
+    body = encode(told.model_copy(update={"reason": "version", "program": "7.1.0"}))
+    return b"CONS" + bytes([version]) + body[5:]
+
+
+@pytest.mark.parametrize("version", [9, PROTOCOL], ids=["major", "the site says so"])
+@pytest.mark.parametrize("kind", ["describe", "train"])
+def test_a_site_of_another_version_is_named_though_it_cannot_sign(federation, sites, version, kind):
+    sites["north"].tamper = lambda request, content, answer: (
+        other_version(version) if request.kind == kind else answer
+    )
+    run = federation(sites.values())
+    outcome = run.run()
+    dropped = [e for e in run.events if e.kind == "site-dropped"]
+    assert {e.values["reason"] for e in dropped} == {"version"}
+    assert "consilia 7.1.0" in dropped[0].values["about"][0]
+    assert all(cell(outcome, name, 3) == ("in", None) for name in ("south", "east", "west"))
+
+
+def test_the_same_signed_answer_twice_counts_once(federation, sites):
+    run = federation(sites.values())
+    run.on_push = lambda site, request: (
+        "twice" if (site.name, request.kind, request.round) == ("east", "train", 2) else None
+    )
+    outcome = run.run()
+    assert outcome.complete
+    late = [e for e in run.events if e.kind == "late-reply"]
+    assert [(e.site, e.values["reason"]) for e in late] == [("east", "duplicate")]

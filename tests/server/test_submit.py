@@ -21,8 +21,8 @@ from server.status import run_status, status_command
 from server.submit import resume_command, stop_command, submit_command
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
 from shared.errors import ConfigError, RunDirectoryError, StorageError
-from shared.layout_file import layout_bytes, load_layout
 from shared.flower_calls import SuperLink
+from shared.layout_file import layout_bytes, load_layout
 from shared.processes import environment, program
 
 JOB = 'name = "toy"\nseed = 2\nrounds = 2\n[lora]\nrank = 2\n'

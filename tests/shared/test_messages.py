@@ -11,13 +11,14 @@ from hypothesis.extra import numpy as hnp
 
 from shared.adapter import SharedAdapter, adapter_sha256
 from shared.config import JobConfig, parse_job
-from shared.errors import WireError
+from shared.errors import VersionError, WireError
 from shared.messages import (
     Description,
     Reply,
     Request,
     decode_reply,
     decode_request,
+    decode_request_header,
     enclose,
     encode,
     encode_header,
@@ -26,7 +27,9 @@ from shared.messages import (
     part_digests,
     question_of,
     unpack_parts,
+    with_attempt,
 )
+from shared.versions import PROTOCOL, program_version
 
 SHA = "a" * 64
 JOB = JobConfig(name="job")
@@ -114,7 +117,7 @@ HEADER = encode_header(request())[13:]
 
 
 def body_of(text, enclosure=b""):
-    return b"CONS\x02" + len(text).to_bytes(8, "little") + text + enclosure
+    return b"CONS" + bytes([PROTOCOL]) + len(text).to_bytes(8, "little") + text + enclosure
 
 
 @pytest.mark.parametrize(
@@ -185,11 +188,68 @@ def test_a_job_of_another_length_than_stated_is_refused(length):
 
 def test_a_question_is_the_same_whichever_parts_come_with_it():
     tensors = {"A/x": np.ones((2, 2), np.float32)}
-    question = question_of(encode(request(), tensors))
-    assert question == question_of(encode(request()))
-    assert question != question_of(encode(request(attempt=2), tensors))
-    with pytest.raises(WireError):
-        question_of(b"CONS")
+    question = question_of(decode_request(encode(request(), tensors))[0])
+    assert (
+        question == question_of(request()) == question_of(decode_request_header(encode(request())))
+    )
+
+
+def test_another_attempt_asks_the_same_question():
+    assert question_of(request(attempt=2)) == question_of(request())
+    assert question_of(request(attempt=2, program="9.9")) == question_of(request())
+    others = [{"round": 2}, {"run": "other"}, {"seed": 1}, {"weights": {"image": 2}}, {"folds": 1}]
+    questions = {question_of(request(**other)) for other in others}
+    assert len(questions - {question_of(request())}) == len(others)
+
+
+def test_an_answer_becomes_that_to_another_attempt_and_its_numbers_stay():
+    tensors = {"A/x": np.arange(6, dtype=np.uint32).reshape(2, 3)}
+    body = encode(reply(seconds=1.25), tensors)
+    again = with_attempt(body, 12)
+    found, came = decode_reply(again)
+    assert found == reply(seconds=1.25, attempt=12)
+    assert came["A/x"].tobytes() == tensors["A/x"].tobytes()
+    assert with_attempt(again, 1) == body
+
+
+OTHERS = {
+    "older": (2, {"kind": "train", "protocol": 2}, "another version of consilia (protocol 2.0)"),
+    "newer": (9, {"program": "7.1.0", "minor": 4}, "consilia 7.1.0 (protocol 9.4)"),
+    "newer minor": (PROTOCOL, {"program": "7.1.0", "minor": 4, "new": 1}, "consilia 7.1.0"),
+    "forged": (9, {"program": "x\x1b[31m\n" * 9}, "another version of consilia (protocol 9.0)"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_version_is_named_with_our_own(other):
+    protocol, header, named = OTHERS[other]
+    text = json.dumps(header).encode()
+    body = b"CONS" + bytes([protocol]) + len(text).to_bytes(8, "little") + text + b"whatever"
+    for decode in (decode_request, decode_reply, decode_request_header):
+        with pytest.raises(VersionError) as caught:
+            decode(body)
+        assert named in str(caught.value)
+        assert f"this side is consilia {program_version()} (protocol {PROTOCOL}.0)" in str(
+            caught.value
+        )
+        assert "\x1b" not in str(caught.value)
+
+
+def test_a_job_that_another_version_wrote_is_told_from_a_broken_one():
+    job = JOB.model_dump(mode="json") | {"novelty": 1}
+    text = json.dumps(job).encode()
+    end = len(text).to_bytes(8, "little") + text + enclose(JOB, {})[-10:]
+    with pytest.raises(VersionError, match=r"consilia 9\.9"):
+        decode_request(encode_header(request(program="9.9")) + end)
+    with pytest.raises(WireError) as caught:
+        decode_request(encode_header(request()) + end)
+    assert not isinstance(caught.value, VersionError)
+
+
+def test_a_site_that_says_so_is_of_another_version():
+    body = encode(reply(run="", status="refused", reason="version", program="9.9"))
+    with pytest.raises(VersionError, match=r"consilia 9\.9"):
+        decode_reply(body)
 
 
 class Bomb:

@@ -212,7 +212,7 @@ def test_a_folder_for_runs_that_is_read_only(simulate, refuses, monkeypatch):
 
     with monkeypatch.context() as patch:  # root may write everywhere
         patch.setattr("pathlib.Path.mkdir", denied)
-        refuses(says=["the run directory cannot be made (Permission denied)", "another --out"])
+        refuses(says=["the run's folder cannot be made (Permission denied)", "another --out"])
 
 
 def test_other_commands(command, tmp_path):

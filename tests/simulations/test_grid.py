@@ -2,11 +2,13 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from flwr.serverapp import Grid
 
-from client.agent import NotReleasedError
+from client.together import NotReleasedError
 from shared.errors import StorageError
 from shared.wire import body_of, to_message
 from simulations.grid import CLIENT_APP_FAILED, LocalGrid, LostMessageError, Together
@@ -196,3 +198,32 @@ def test_a_site_that_releases_nothing_takes_only_its_own_message_with_it(sites):
     assert [reply.has_error() for reply in replies] == [False, True, False]
     assert [body_of(replies[n]) for n in (0, 2)] == [b"east:0", b"west:2"]
     assert (replies[1].error.code, replies[1].error.reason) == (CLIENT_APP_FAILED, "StorageError")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_only_one_thread_of_the_process_keeps_others_for_its_work():
+    # With more threads than cores GNU's OpenMP lets all of them sleep between pieces of work.
+    def running():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def work():
+        torch.set_num_threads(2)
+        (torch.arange(1_000_000, dtype=torch.float32) / 3).sin().sum()
+
+    class Working:
+        def handle(self, body):
+            at_first = running()
+            work()
+            return b"%d %d" % (at_first, running())
+
+    before = torch.get_num_threads()
+    try:
+        with LocalGrid({"a": Working()}) as grid:
+            grid.send_and_receive([to_message(b"", 1, "train")], timeout=10)
+            idle = running()
+            work()
+            (reply,) = grid.send_and_receive([to_message(b"", 1, "train")], timeout=10)
+            assert [int(n) for n in body_of(reply).split()] == [idle, idle + 1]
+            assert running() == idle
+    finally:
+        torch.set_num_threads(before)

@@ -208,3 +208,16 @@ def test_keys_that_others_can_read_or_that_are_not_ones_own_stop_the_site(
     assert SiteKeys.open(keys.folder).part == other.part
     with pytest.raises(IdentityError, match="are not the keys that the consortium admitted"):
         SiteIdentity.open(home).keys_in_use()
+
+
+def test_a_couriers_folder_needs_the_nodes_key_alone(tmp_path, home, folder, keys, kit):
+    join(home, kit, NOW)
+    keys.signing.unlink()
+    identity = SiteIdentity.open(home)
+    assert identity.node_key() == keys.node
+    with pytest.raises(IdentityError):
+        identity.keys_in_use()
+    other = begin(tmp_path / "b", "site-b", NOW)
+    shutil.copy(other.node, keys.node)
+    with pytest.raises(IdentityError, match="is not the key that the consortium admitted"):
+        identity.node_key()

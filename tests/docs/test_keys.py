@@ -1,4 +1,4 @@
-"""Follows docs/deploy.md: its commands are run in order, and print what the page prints."""
+"""Follows docs/keys.md: its commands are run in order, and print what the page prints."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from client.release import REFUSALS
 from shared.security.claims import Claim
 from simulations import cli
 
-PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "keys.md").read_text(encoding="utf-8")
 CHANCE = re.compile(r"[A-Z2-7]{4}(?:-[A-Z2-7]{4}){7}|[0-9a-f]{32}")
 """Fingerprints and numbers of keys: others on every machine, and the same throughout the page."""
 

@@ -1,0 +1,207 @@
+"""Losses of a site's records against the public set: every record's is a function of it alone.
+
+What else goes into them is public or released: the public pairs and the site's prompts as the
+received model embeds them, and that model as the teacher of lone records. Neither another record
+of the site nor anything that is counted over its records does, not even which findings occur.
+
+    image and text        contrast with the public pairs (``shared.objectives.bank``)
+    labelled              cross-entropy against the site's prompts, half for each side of a pair
+    one side              anchor to the received model
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.batches import PreparedSplit, Rows, prepare
+from client.data.records import SiteData
+from client.encoding import Features, Part, encode_all
+from client.losses import Teacher, ask_teacher, prompt_directions
+from client.proxy import ProxySet
+from shared.adapter import Tower
+from shared.config import TrainConfig
+from shared.errors import RefusedError
+from shared.model.encoder import DualEncoder
+from shared.objectives.anchor import anchor
+from shared.objectives.bank import bank_contrast
+from shared.objectives.labels import label_similarity
+from shared.objectives.prompts import prevalence_logit, prompt_loss
+
+
+@dataclass(frozen=True)
+class BankPrompts:
+    """Prompts of findings that the public set has.
+
+    Attributes:
+        columns: Which of the public set's findings.
+        directions: (columns, d) under the received model.
+        prior: (columns,) logit of the prevalence in the public set.
+    """
+
+    columns: Rows
+    directions: Tensor
+    prior: Tensor
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Everything that a record's loss needs beside the record's features.
+
+    Attributes:
+        image: (m, d) features of the public pictures under the received model.
+        text: (m, d) features of their texts.
+        same_text: (m,) the number that a public pair's text has among the site's, -2 if none.
+        labels: (m, findings) of the public pairs.
+        labelled: (m,) bool.
+        own_labels: (n, findings) of the site's records; the findings are the public set's.
+        prompts: ``None`` if the public set has no finding that the site has prompts for.
+        teacher: The received model's features of lone records; ``None`` if there are none.
+        scale: Inverse temperature.
+        kappa: Weight of public pairs with similar labels as positives.
+    """
+
+    image: Tensor
+    text: Tensor
+    same_text: Tensor
+    labels: Tensor
+    labelled: Tensor
+    own_labels: Tensor
+    prompts: BankPrompts | None
+    teacher: Teacher | None
+    scale: float
+    kappa: float
+
+
+@torch.no_grad()
+def open_bank(encoder: DualEncoder, data: SiteData, public: ProxySet, config: TrainConfig) -> Bank:
+    """Embed public pairs, prompts and lone records under the view in use, the received model.
+
+    Raises:
+        RefusedError: ``privacy-plan`` if the public set has a picture of the site's own.
+    """
+    check_no_own_records(data, public)
+    pairs, train = prepare(encoder, public.data, "train"), prepare(encoder, data, "train")
+    found = encode_all(encoder, pairs, pairs.everything)
+    numbers = dict(zip(train.split.texts, train.text_numbers.tolist(), strict=True))
+    own_labels = torch.zeros(len(train.split), len(public.data.findings))
+    for place, finding in enumerate(public.data.findings):
+        if finding in data.findings:
+            own_labels[:, place] = train.labels[:, data.findings.index(finding)]
+    return Bank(
+        image=found.image,
+        text=found.text,
+        same_text=torch.tensor([numbers.get(text, -2) for text in pairs.split.texts]),
+        labels=pairs.labels,
+        labelled=pairs.labelled,
+        own_labels=own_labels,
+        prompts=_prompts(encoder, data, public),
+        teacher=ask_teacher(encoder, train, [train.everything], lone=config.anchor, paired=0.0),
+        scale=encoder.logit_scale,
+        kappa=config.label_similarity,
+    )
+
+
+def check_no_own_records(data: SiteData, public: ProxySet) -> None:
+    """Raise if one of a site's pictures is in the public set.
+
+    Raises:
+        RefusedError: ``privacy-plan``.
+    """
+    known = _pictures(public.data)
+    if known & _pictures(data):
+        raise RefusedError(
+            "privacy-plan",
+            "the public set has pictures of the site's own, so every gradient would depend on "
+            "patients that it is not counted for; take them out of it",
+        )
+
+
+def _pictures(data: SiteData) -> set[bytes]:
+    return {
+        np.asarray(split.pixels[row]).tobytes()
+        for split in data.splits.values()
+        for row in np.flatnonzero(split.has_image)
+    }
+
+
+def _prompts(encoder: DualEncoder, data: SiteData, public: ProxySet) -> BankPrompts | None:
+    findings = public.data.findings
+    columns = [
+        number
+        for number, finding in enumerate(findings)
+        if (p := data.prompts.get(finding)) is not None and p.positive and p.negative
+    ]
+    pairs = prepare(encoder, public.data, "train")
+    if not columns or not bool(pairs.labelled.any()):
+        return None
+    directions = prompt_directions(encoder, [data.prompts[findings[column]] for column in columns])
+    prior = prevalence_logit(pairs.labels[pairs.labelled][:, columns]).to(encoder.device)
+    return BankPrompts(np.array(columns, np.intp), directions, prior)
+
+
+def separable_loss(features: Sequence[Features], parts: Sequence[Part], bank: Bank) -> Tensor:
+    """Return the losses of all records of some parts, added up, in nats: a scalar.
+
+    The gradient of a part's adapter is that of the losses of the part's own records.
+
+    Args:
+        features: Of every part, with gradients.
+        parts: Of one split.
+        bank: What the records are compared with.
+    """
+    prepared, batches = parts[0].prepared, [part.batch for part in parts]
+    counts = [len(batch.pairs) for batch in batches]
+    total = torch.zeros((), device=bank.image.device)
+    pairs = np.concatenate([batch.pairs for batch in batches])
+    if len(pairs):
+        image = torch.cat([f.image[:n] for f, n in zip(features, counts, strict=True) if n])
+        text = torch.cat([f.text[:n] for f, n in zip(features, counts, strict=True) if n])
+        positives = _positives(prepared, pairs, bank).to(image.device)
+        total = bank_contrast(image, text, (bank.image, bank.text), positives, bank.scale).sum()
+        total = total + 0.5 * _prompted(image, prepared, pairs, bank)
+        total = total + 0.5 * _prompted(text, prepared, pairs, bank)
+    images = [(f.image[n:], b.images) for f, n, b in zip(features, counts, batches, strict=True)]
+    texts = [(f.text[n:], b.texts) for f, n, b in zip(features, counts, batches, strict=True)]
+    total = total + _lone(images, prepared, bank, "image")
+    return total + _lone(texts, prepared, bank, "text")
+
+
+def _lone(
+    found: Sequence[tuple[Tensor, Rows]], prepared: PreparedSplit, bank: Bank, tower: Tower
+) -> Tensor:
+    """Return the losses of records with one side, added up."""
+    there = [(own, rows) for own, rows in found if len(rows)]
+    if not there:
+        return torch.zeros((), device=bank.image.device)
+    features = torch.cat([own for own, _ in there])
+    rows = np.concatenate([rows for _, rows in there])
+    total = _prompted(features, prepared, rows, bank)
+    if bank.teacher is not None:
+        teacher = bank.teacher.image if tower == "image" else bank.teacher.text
+        taught = teacher[torch.from_numpy(rows).to(teacher.device)]
+        total = total + bank.scale * bank.teacher.lone * anchor(features, taught).sum()
+    return total
+
+
+def _positives(prepared: PreparedSplit, rows: Rows, bank: Bank) -> Tensor:
+    """Return how much every public pair is a positive of some pairs, (n, m)."""
+    place = torch.from_numpy(rows)
+    same = (prepared.text_numbers[place][:, None] == bank.same_text[None, :]).float()
+    if bank.kappa == 0.0 or bank.labels.shape[1] == 0:
+        return same
+    alike = label_similarity(bank.own_labels[place], bank.labels)
+    known = (prepared.labelled[place][:, None] & bank.labelled[None, :]).float()
+    return torch.maximum(same, bank.kappa * known * alike)
+
+
+def _prompted(features: Tensor, prepared: PreparedSplit, rows: Rows, bank: Bank) -> Tensor:
+    """Return the prompt losses of the labelled ones among some records, added up."""
+    prompts, place = bank.prompts, torch.from_numpy(rows)
+    if prompts is None:
+        return features.new_zeros(())
+    labels = bank.own_labels[place][:, prompts.columns].to(features.device)
+    losses = prompt_loss(features, prompts.directions, prompts.prior, labels, bank.scale)
+    return losses[prepared.labelled[place].to(features.device)].sum()

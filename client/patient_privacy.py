@@ -1,0 +1,245 @@
+"""What a site promises its patients in a run, held to before training and before release.
+
+The job says what it would like and the site's policy what it allows at most. From both come the
+clipping norm, the noise and the sampling of a round; every step really taken is in the site's
+ledger before anything of it leaves.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from client.audit import AuditLog
+from client.data.records import SiteData
+from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
+from client.ledger.account import statement
+from client.policy import SitePolicy
+from client.privacy_policy import Asked, PrivacyPolicy, Terms, check_plan, terms
+from client.private_training import PatientSteps, entries_of, expected_in_a_step
+from client.proxy import ProxySet
+from shared.adapter import AdapterLayout
+from shared.config import JobConfig
+from shared.config.privacy import plan_of
+from shared.errors import RefusedError
+from shared.messages import Request
+from shared.privacy.accountant import Spend, noise_for
+from shared.privacy.statement import Statement
+
+LEDGER = "privacy"
+"""Folder of the ledger in the site's own."""
+
+
+class Ledger(Protocol):
+    """What is asked of a ledger; ``client.ledger.PrivacyLedger`` is it."""
+
+    def enrol(self, population: Population) -> None:
+        """Note whose records are about to be used."""
+        ...
+
+    def check(self, release: Release, terms: Terms) -> Receipt:
+        """Return what a release would cost."""
+        ...
+
+    def spend(self, release: Release, terms: Terms) -> Receipt:
+        """Write a release down before it leaves."""
+        ...
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What holds for one site in one round.
+
+    Attributes:
+        steps: How its steps are taken.
+        terms: The stricter of policy and job.
+        release: What is about to leave, with the steps that are planned.
+    """
+
+    steps: PatientSteps
+    terms: Terms
+    release: Release
+
+
+class PatientPrivacy:
+    """One site's promises; the ledger is opened when the first job asks for privacy.
+
+    Args:
+        state: The site's own folder.
+        audit: Its audit log, which holds the ledger's end as well.
+    """
+
+    def __init__(self, state: Path, audit: AuditLog) -> None:
+        self._folder, self._audit = state / LEDGER, audit
+        self._ledger: Ledger | None = None
+
+    def promise(
+        self,
+        request: Request,
+        policy: SitePolicy,
+        data: SiteData,
+        layout: AdapterLayout,
+        public: ProxySet,
+    ) -> Promise:
+        """Return what holds for a round, once the budget is known to be enough for it.
+
+        Args:
+            request: To train, of a job with differential privacy.
+            policy: The site's.
+            data: Its records.
+            layout: Of its encoder.
+            public: The public pairs.
+
+        Raises:
+            RefusedError: ``privacy-plan`` if the promise would not hold, with every objection;
+                ``privacy-budget``, ``privacy-population`` or ``privacy-ledger``.
+            StorageError: If the ledger cannot be written.
+        """
+        budget = policy.privacy
+        if budget is None:
+            raise RefusedError(
+                "privacy-plan",
+                "the site's policy names no budget; expected a table [privacy] with population, "
+                "epsilon and delta",
+            )
+        job = request.job
+        holding = terms(budget, _asked(job))
+        patients = np.unique(data.splits["train"].patients)
+        noise = _noise(job, holding, layout, data)
+        plan = replace(
+            plan_of(job, noise),
+            patients=len(patients),
+            patient_column=any(data.people),
+            blank_patients=_blank(data),
+            minimum_patients=policy.minimum_patients,
+            clip=holding.clip,
+            delta=holding.delta,
+        )
+        check_plan(plan)
+        rate = job.privacy.sampling_rate
+        expected = expected_in_a_step(len(patients), rate)
+        steps = PatientSteps(holding.clip, noise, rate, expected, public)
+        release = Release(
+            population=budget.population,
+            study=job.name,
+            run=request.run,
+            round=request.round,
+            attempt=request.attempt,
+            mode="local",
+            data_sha256=_digest(data),
+            spend=Spend(
+                sampling=rate,
+                noise=noise,
+                steps=int(job.train.steps or 0),
+                entries=max(1, entries_of(layout, request.factors, data.towers)),
+            ),
+            clip=holding.clip,
+        )
+        ledger = self._opened()
+        people = {data.people[number] for number in patients}
+        ledger.enrol(Population(budget.population, release.data_sha256, people))
+        ledger.check(release, holding)
+        return Promise(steps, holding, release)
+
+    def spend(self, promise: Promise, steps: int) -> Receipt:
+        """Write down the steps that were really taken; call it before anything of them leaves.
+
+        Raises:
+            RefusedError: As ``promise``; then nothing may leave.
+            StorageError: If it cannot be written; then nothing may leave.
+        """
+        taken = promise.release.spend.model_copy(update={"steps": steps})
+        return self._opened().spend(replace(promise.release, spend=taken), promise.terms)
+
+    def _opened(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = PrivacyLedger(self._folder, self._audit)
+        return self._ledger
+
+
+def promises_privacy(request: Request) -> bool:
+    """Return whether patients are promised differential privacy in what a request asks for."""
+    return request.kind == "train" and request.job.privacy.differential_privacy
+
+
+def spent(state: Path, run: str) -> list[Entry]:
+    """Return what a site's ledger has of a run; nothing if there is no ledger.
+
+    Raises:
+        RefusedError: ``privacy-ledger``.
+    """
+    if not (state / LEDGER).exists():
+        return []
+    ledger = PrivacyLedger(state / LEDGER, AuditLog(state / "audit.jsonl"))
+    return [entry for entry in ledger.entries() if entry.release.run == run]
+
+
+def run_statements(states: Mapping[str, Path], run: str, delta: float) -> dict[str, Statement]:
+    """Return what may be said of a run about the patients of every site, by site.
+
+    Args:
+        states: The sites' own folders.
+        run: Its name.
+        delta: Probability with which the bound may fail.
+    """
+    return {site: statement(spent(state, run), delta) for site, state in states.items()}
+
+
+def with_simulated_budget(policy: SitePolicy, job: JobConfig) -> SitePolicy:
+    """Return the policy of a simulated site with a budget that allows what the job asks for."""
+    asked = job.privacy
+    if not asked.differential_privacy or policy.privacy is not None:
+        return policy
+    budget = PrivacyPolicy(
+        population="simulated",
+        epsilon=asked.epsilon or 1e6,
+        delta=asked.delta,
+        least_noise=0.3,
+        largest_clip=asked.clip_norm,
+    )
+    return policy.model_copy(update={"privacy": budget})
+
+
+def _digest(data: SiteData) -> str:
+    texts = [(name, split.texts) for name, split in sorted(data.splits.items())]
+    return hashlib.sha256(repr((data.pictures_sha256, texts)).encode()).hexdigest()
+
+
+def _asked(job: JobConfig) -> Asked:
+    asked = job.privacy
+    return Asked(asked.epsilon, asked.delta, asked.clip_norm, asked.noise_multiplier)
+
+
+def _blank(data: SiteData) -> int:
+    """Return how many training records do not name their patient."""
+    patients = data.splits["train"].patients
+    return int(sum(not data.people[number] for number in patients)) if any(data.people) else 0
+
+
+def _noise(job: JobConfig, holding: Terms, layout: AdapterLayout, data: SiteData) -> float:
+    """Return the noise multiplier of a step: as asked, or as the run's epsilon needs it.
+
+    Raises:
+        RefusedError: ``privacy-budget`` if no noise is enough.
+    """
+    if job.privacy.noise_multiplier is not None:
+        return holding.noise
+    entries = max(1, entries_of(layout, ("A", "B"), data.towers))
+    steps = job.rounds * int(job.train.steps or 0)
+    found = _calibrated(
+        holding.run_epsilon, holding.delta, job.privacy.sampling_rate, steps, entries
+    )
+    return max(holding.noise, found)
+
+
+@lru_cache(maxsize=64)
+def _calibrated(epsilon: float, delta: float, rate: float, steps: int, entries: int) -> float:
+    plan = Spend(sampling=rate, noise=1.0, steps=steps, entries=entries)
+    try:
+        return noise_for(epsilon, delta, plan)
+    except ValueError as error:
+        raise RefusedError("privacy-budget", str(error)) from None

@@ -1,0 +1,288 @@
+"""DP-SGD at the site: what a round changes is noise plus what each patient may say at most.
+
+Abadi et al., 2016, https://arxiv.org/abs/1607.00133, with patients as the unit. In every step each
+patient is drawn by a coin of its own; the gradient of all of a patient's records is cut to one
+norm; noise for that norm is added to the sum. Only the noised sum moves the factors, so whatever is
+made of them afterwards, by the optimiser, the coordinator or anybody, costs no more.
+
+Gradients per patient come from the stack that trains sites side by side: every row of it is a copy
+of the same factors, and belongs to one patient. Rows never touch one another (``client.bank`` sees
+to the losses), so each row's gradient is that patient's, exactly.
+
+Who is drawn, how pictures are moved and the noise come from the operating system. A round that is
+trained anew is another one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.bank import Bank, open_bank, separable_loss
+from client.batches import Batch, PreparedSplit, prepare
+from client.encoding import Part, encode
+from client.fitting import BETAS, Schedule
+from client.prefix_cache import keep_prefixes
+from client.progress import step_done
+from client.proxy import ProxySet
+from client.training import SiteTask, TrainedAdapter, schedule_of
+from shared.adapter import AdapterLayout, Factor, SharedAdapter, Tower
+from shared.config import JobConfig
+from shared.errors import RefusedError, TrainingError
+from shared.model.encoder import DualEncoder
+from shared.model.stack import AdapterStack
+from shared.model.view import AdapterView
+from shared.privacy.mechanism import clipped_sum, local_grid, noised, poisson_sample
+from shared.privacy.noise import Draw, operating_system
+
+_PATIENTS_AT_ONCE = 32
+_RECORDS_AT_ONCE = 64
+_IN_SINGLE_PRECISION = 1 + 2.0**-10
+"""Gradients are single precision, and their last bits depend on who else is computed beside them.
+The noise is for a norm that is longer by so much: a thousand patients of whom each moves by 2**-20
+of the norm."""
+
+_VECTOR = "trained"
+
+
+@dataclass(frozen=True)
+class PatientSteps:
+    """How the steps of a round are taken.
+
+    Attributes:
+        clip: L2 norm that one patient's gradient is cut to.
+        noise: Standard deviation of the noise over that norm; 0 adds none and promises nothing.
+        rate: Probability with which a patient takes part in a step.
+        expected: Patients in a step that sums are divided by; not the site's exact number.
+        public: The public pairs.
+    """
+
+    clip: float
+    noise: float
+    rate: float
+    expected: float
+    public: ProxySet
+
+
+def train_privately(
+    encoder: DualEncoder,
+    task: SiteTask,
+    job: JobConfig,
+    steps: PatientSteps,
+    draw: Draw = operating_system,
+) -> TrainedAdapter:
+    """Train the phase's factors of one site, in as many steps as the job says.
+
+    Args:
+        encoder: In single precision; left without a stack.
+        task: What the site starts from and which factors it trains.
+        job: Learning rate, number of steps, whether pictures are moved.
+        steps: Clipping, noise and sampling.
+        draw: Where random bytes come from; of any other source than the operating system nothing
+            may be claimed.
+
+    Returns:
+        The trained factors. There is no loss and no norm: they would leave without noise.
+
+    Raises:
+        RefusedError: ``privacy-plan`` if the encoder is not in single precision, or the public
+            set has pictures of the site's own.
+        TrainingError: ``no-training-data``, or ``abandoned``.
+    """
+    if encoder.precision != torch.float32:
+        raise RefusedError("privacy-plan", "the encoder is not in single precision")
+    train = prepare(encoder, task.data, "train")
+    patients = patients_of(train)
+    if not patients:
+        raise TrainingError("no-training-data", f"site {task.data.name}: no training records")
+    keep_prefixes(encoder, train, job, training=True)
+    encoder.use(AdapterView(task.start))
+    bank = open_bank(encoder, task.data, steps.public, job.train)
+    rows = min(_PATIENTS_AT_ONCE, len(patients))
+    gradients = PatientGradients(encoder, train, bank, task, rows, _shift(job, draw))
+    try:
+        _descend(gradients, patients, task, job, steps, draw)
+        return TrainedAdapter(gradients.factors(), None, int(job.train.steps or 0), {}, {})
+    finally:
+        gradients.close()
+
+
+def patients_of(train: PreparedSplit) -> list[Batch]:
+    """Return every patient's records as a batch of their own, in the order of their numbers."""
+    everything, patients = train.everything, train.split.patients
+    found: dict[int, tuple[list[int], list[int], list[int]]] = {}
+    for kind, rows in enumerate((everything.pairs, everything.images, everything.texts)):
+        for row in rows:
+            found.setdefault(int(patients[row]), ([], [], []))[kind].append(int(row))
+    return [Batch(*(np.array(rows, np.intp) for rows in found[who])) for who in sorted(found)]
+
+
+def entries_of(layout: AdapterLayout, factors: Sequence[Factor], towers: Sequence[Tower]) -> int:
+    """Return how many numbers a step moves."""
+    return sum(
+        layout.rank * (layer.inputs if factor == "A" else layer.outputs)
+        for layer in layout.layers
+        for factor in factors
+        if layer.tower in towers
+    )
+
+
+class PatientGradients:
+    """Gradients of single patients, all at the same factors.
+
+    Attributes:
+        values: (d,) the factors that are trained, on the encoder's device.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        train: PreparedSplit,
+        bank: Bank,
+        task: SiteTask,
+        rows: int,
+        shift: tuple[int, np.random.Generator],
+    ) -> None:
+        """Put the stack in use; ``close`` takes it away.
+
+        Args:
+            encoder: The base.
+            train: The site's training split.
+            bank: What records are compared with.
+            task: What the site starts from, and which factors it trains.
+            rows: Patients whose gradients are computed at once.
+            shift: Pixels by which pictures are moved at most, and the generator for it.
+        """
+        self._encoder, self._train, self._bank, self._shift = encoder, train, bank, shift
+        self._factors, self._towers = task.factors, task.data.towers
+        self._stack: AdapterStack = encoder.new_stack(rows)
+        self._stack.put(0, task.start.factors)
+        self._stack.values.copy_(self._stack.values[0].clone().expand_as(self._stack.values))
+        slices = self._stack.slices(task.factors, task.data.towers)
+        self._columns = [columns for _, columns in slices]
+        self.values = torch.cat([self._stack.values[0, each] for each in self._columns])
+        start = task.start
+        encoder.use_stack(self._stack, AdapterView(SharedAdapter({}, start.residual, start.folds)))
+        self._stack.train(task.factors)
+
+    def of(self, patients: Sequence[Batch]) -> Iterator[NDArray[np.float32]]:
+        """Yield the gradient of every patient's records, (d,), a few computed at once."""
+        start = 0
+        for each in self._columns:
+            width = each.stop - each.start
+            self._stack.values[:, each] = self.values[start : start + width]
+            start += width
+        for chunk in _chunks(patients, len(self._stack)):
+            yield from self._together(chunk)
+
+    def factors(self) -> dict[str, NDArray[np.float32]]:
+        """Return the trained factors of the site's towers."""
+        start = 0
+        for each in self._columns:
+            width = each.stop - each.start
+            self._stack.values[0, each] = self.values[start : start + width]
+            start += width
+        return self._stack.read(0, self._factors, self._towers)
+
+    def close(self) -> None:
+        """Give the encoder back without the stack."""
+        self._stack.train(())
+        self._encoder.use(AdapterView())
+
+    def _together(self, patients: Sequence[Batch]) -> NDArray[np.float32]:
+        """Return the gradients of some patients, (patients, d)."""
+        parts = [Part(self._train, batch, row, self._shift) for row, batch in enumerate(patients)]
+        self._stack.gradients.zero_()
+        features = encode(self._encoder, parts, len(self._stack))
+        separable_loss(features, parts, self._bank).backward()
+        found = self._stack.gradients[: len(patients)]
+        return torch.cat([found[:, each] for each in self._columns], 1).cpu().numpy()
+
+
+def patient_sum(
+    gradients: PatientGradients, patients: Sequence[Batch], norm: float
+) -> NDArray[np.float64]:
+    """Return the sum of some patients' gradients, each cut to a norm, (d,); it must not leave.
+
+    A patient whose gradient is not finite is left out.
+    """
+    total = np.zeros(len(gradients.values))
+    for gradient in gradients.of(patients):
+        found, _ = clipped_sum([{_VECTOR: gradient}], norm)
+        total += found.get(_VECTOR, 0.0)
+    return total
+
+
+def _descend(
+    gradients: PatientGradients,
+    patients: Sequence[Batch],
+    task: SiteTask,
+    job: JobConfig,
+    steps: PatientSteps,
+    draw: Draw,
+) -> None:
+    """Take the round's steps, all of them, whoever is drawn: nobody at all is a step of noise."""
+    config, count = job.train, int(job.train.steps or 0)
+    schedule = schedule_of(config, total=job.rounds * count, before=(task.round - 1) * count)
+    optimizer = _Optimizer(gradients.values, schedule, job)
+    entries = len(gradients.values)
+    grid = None
+    if steps.noise:
+        grid = local_grid(entries, steps.clip * _IN_SINGLE_PRECISION, steps.noise)
+    for step in range(count):
+        drawn = [patients[number] for number in poisson_sample(len(patients), steps.rate, draw)]
+        total = patient_sum(gradients, drawn, steps.clip)
+        if grid is not None:
+            total = noised(total, grid, draw)
+        optimizer.step(step, total / steps.expected)
+        step_done(step + 1, count)
+
+
+class _Optimizer:
+    """AdamW, as sites train without noise; it sees the noised mean only."""
+
+    def __init__(self, values: Tensor, schedule: Schedule, job: JobConfig) -> None:
+        self._values, self._schedule = values, schedule
+        self._start, self._pull = values.clone(), job.train.proximal
+        self._adam = torch.optim.AdamW([values], betas=BETAS, weight_decay=job.train.weight_decay)
+
+    def step(self, number: int, mean: NDArray[np.float64]) -> None:
+        """Move the values by a step, counted from 0."""
+        gradient = torch.from_numpy(mean.astype(np.float32)).to(self._values.device)
+        self._values.grad = gradient + self._pull * (self._values - self._start)
+        self._adam.param_groups[0]["lr"] = self._schedule.rate(number)
+        self._adam.step()
+
+
+def _shift(job: JobConfig, draw: Draw) -> tuple[int, np.random.Generator]:
+    """Return how pictures are moved; by a generator that nobody outside can run again.
+
+    With one made from the round's seed the coordinator could tell how every picture is moved, and
+    a patient more would move all that come after in another way.
+    """
+    seed = int.from_bytes(draw(16), "little")
+    return job.train.shift_pixels, np.random.default_rng(seed)
+
+
+def _chunks(patients: Sequence[Batch], most: int) -> Iterator[list[Batch]]:
+    """Yield patients that are computed together: few enough, with few enough records."""
+    chunk: list[Batch] = []
+    records = 0
+    for batch in patients:
+        if chunk and (len(chunk) == most or records + batch.size > _RECORDS_AT_ONCE):
+            yield chunk
+            chunk, records = [], 0
+        chunk.append(batch)
+        records += batch.size
+    if chunk:
+        yield chunk
+
+
+def expected_in_a_step(patients: int, rate: float) -> float:
+    """Return the patients that a step is taken to have, by their number to two digits."""
+    step = int(10 ** max(len(str(patients)) - 2, 0))
+    return max(1.0, rate * step * math.ceil(patients / step))

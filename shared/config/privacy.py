@@ -1,0 +1,146 @@
+"""``[privacy]``: what a run promises to patients, and which jobs cannot promise it."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from pydantic import Field
+
+from shared.config.table import Table
+from shared.privacy.objections import PrivacyPlan, objections
+
+if TYPE_CHECKING:
+    from shared.config.job import JobConfig
+
+
+class PrivacyConfig(Table):
+    """``[privacy]``: differential privacy for the patients of every site; off by default.
+
+    Sites train with DP-SGD: each patient is drawn by a coin of its own in every step, the gradient
+    of all of a patient's records is cut to one norm, and noise is added to the sum. Negatives are
+    the pairs of the public set in ``[proxy]``, so that no record's loss depends on another's.
+    """
+
+    differential_privacy: bool = False
+    unit: Literal["patient", "record", "site"] = "patient"
+    """What one more or less is hidden; only patients can be trained for."""
+    objective: Literal["separable", "in-batch"] = "separable"
+    """What a record's loss depends on; only ``separable`` can be clipped patient by patient."""
+    sampling: Literal["poisson", "shuffled"] = "poisson"
+    """How the patients of a step are chosen; only ``poisson`` is what the accountant counts."""
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """q, the probability with which a patient takes part in a step."""
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Most that the whole run may spend; the noise is made for it. A site may allow less."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Probability with which the bound may fail; below one in the number of patients."""
+    noise_multiplier: Annotated[float, Field(ge=0)] | None = None
+    """Standard deviation of the noise over ``clip_norm``, instead of what ``epsilon`` asks for."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """C: the gradient of one patient's records, over all trained factors, is cut to this L2
+    norm."""
+
+
+_PLAIN: Final = "differential_privacy"
+
+_FIELDS: Final = {
+    "unit-record": "privacy.unit",
+    "unit-site": "privacy.unit",
+    "in-batch": "privacy.objective",
+    "shuffled": "privacy.sampling",
+    "no-noise": "privacy.noise_multiplier",
+    "delta": "privacy.delta",
+    "exact-weights": "aggregate.weighting",
+    "teacher-personal": "aggregate.rule",
+}
+"""Which field of a job an objection to its plan is about."""
+
+
+def privacy_fields_left_out(config: PrivacyConfig) -> set[str]:
+    """Return what a job's digest leaves out: everything, where there is no privacy to speak of."""
+    if config.differential_privacy:
+        return set()
+    return set(PrivacyConfig.model_fields) - {_PLAIN}
+
+
+def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
+    """Return how a job trains with differential privacy, as far as the job decides it.
+
+    Args:
+        job: With differential privacy.
+        noise: The multiplier in use, if it is known already.
+    """
+    config = job.privacy
+    asked = config.noise_multiplier if noise is None else noise
+    return PrivacyPlan(
+        unit=config.unit,
+        patients=1,
+        objective=config.objective,
+        clip=config.clip_norm,
+        noise=1.0 if asked is None else asked,
+        sampling=config.sampling,
+        rate=config.sampling_rate,
+        delta=config.delta,
+        bank="public",
+        teacher_has_personal=bool(job.aggregate.private_factors),
+        exact_weights=job.aggregate.weighting != "equal",
+        minimum_patients=1,
+    )
+
+
+def unsound_privacy(job: "JobConfig") -> Iterator[str]:
+    """Yield why a job's privacy would not hold, or is not carried out, with what to do."""
+    config = job.privacy
+    if not config.differential_privacy:
+        for name, value in PrivacyConfig():
+            if getattr(config, name) != value:
+                yield (
+                    f"privacy.{name} says nothing without privacy.differential_privacy = true; "
+                    "set that, or leave it out"
+                )
+        return
+    if config.epsilon is None and config.noise_multiplier is None:
+        yield (
+            "privacy.epsilon: differential privacy needs an amount; give epsilon, the most that "
+            "the run may spend, or noise_multiplier"
+        )
+    if config.epsilon is not None and config.noise_multiplier is not None:
+        yield (
+            "privacy.epsilon and privacy.noise_multiplier: each follows from the other; leave one "
+            "of them out"
+        )
+    for objection in objections(plan_of(job)):
+        yield f"{_FIELDS.get(objection.code, 'privacy')}: {objection.why}"
+    yield from _beside_other_tables(job)
+
+
+def _beside_other_tables(job: "JobConfig") -> Iterator[str]:
+    train, lora = job.train, job.lora
+    if not job.proxy.active:
+        yield (
+            "proxy.folder: with differential privacy the negatives of a record are the pairs of a "
+            "public set, and there is none; give proxy.folder, or in simulations of phantoms "
+            "proxy.phantoms"
+        )
+    if train.steps is None:
+        yield (
+            "train.epochs: how many steps that makes depends on the number of records, which is "
+            "the patients' own; give train.steps"
+        )
+    if train.balance:
+        yield (
+            "train.balance compares the towers' gradients before there is noise on them; leave it "
+            "out with differential privacy"
+        )
+    if job.proxy.folder is not None and job.proxy.phantoms is not None:
+        yield "proxy.folder and proxy.phantoms are two sets; leave one of them out"
+    if job.model.precision != "float32":
+        yield (
+            f"model.precision = '{job.model.precision}' may round a gradient by what "
+            "else is in the batch, so that one patient changes those of others; use 'float32' with "
+            "differential privacy"
+        )
+    if lora.ranks:
+        yield (
+            "lora.ranks: sites of smaller rank are not trained with differential privacy; leave "
+            "it out"
+        )

@@ -1,0 +1,62 @@
+"""What the page says of privacy: the sites' own statements, or that there is no claim."""
+
+import math
+
+from shared.page.numbers import number
+from shared.results import Results
+
+CLAIM = "No differential privacy: no claim"
+
+
+def claim_of(results: Results) -> str:
+    """Return what holds at every site, without a full stop: the largest epsilon of all."""
+    claims = [statement.claim for statement in results.privacy.values()]
+    known = [claim for claim in claims if claim is not None]
+    if not known or len(known) < len(claims) or len(known) < len(results.sites):
+        return CLAIM
+    worst = max(known, key=lambda claim: claim.epsilon)
+    return (
+        f"Differential privacy for each patient: \u03b5 at most {rounded_up(worst.epsilon)} at "
+        f"\u03b4 = {worst.delta:g}"
+    )
+
+
+def promised(results: Results) -> bool:
+    """Return whether every site promised its patients something."""
+    return claim_of(results) != CLAIM
+
+
+def site_claim(results: Results, site: str) -> str:
+    """Return what one site spent, in a few words."""
+    statement = results.privacy.get(site)
+    if statement is None or statement.claim is None:
+        return CLAIM
+    claim = statement.claim
+    return f"\u03b5 = {rounded_up(claim.epsilon)} at \u03b4 = {claim.delta:g}, {claim.steps} steps"
+
+
+def statements(results: Results) -> list[tuple[str, str, list[tuple[str, list[str]]]]]:
+    """Return whose statement it is, its first line, and its rows: name and lines.
+
+    Sites that say the same say it together.
+    """
+    sites: dict[str, list[str]] = {}
+    for site, statement in sorted(results.privacy.items()):
+        sites.setdefault(statement.text(), []).append(site)
+    found = []
+    for text, names in sites.items():
+        first, *lines = text.splitlines()
+        rows: list[tuple[str, list[str]]] = []
+        for line in lines:
+            name, _, value = line.removeprefix("  ").partition("  ")
+            if name:
+                rows.append((name, [value.strip()]))
+            else:  # goes on with the row above
+                rows[-1][1].append(value.strip())
+        found.append((", ".join(names), first, rows))
+    return found
+
+
+def rounded_up(epsilon: float) -> str:
+    """Return an epsilon to two decimals, never a smaller one."""
+    return number(math.ceil(epsilon * 100 - 1e-9) / 100, 2)
