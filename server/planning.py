@@ -179,6 +179,7 @@ class Asking:
             layout=self.layout.at_rank(rank),
             clip_norm=common.job.aggregate.clip_norm,
             features=_shape_of(self.shared.features),
+            private=common.job.privacy.differential_privacy,
         )
         held = dict(site.holds)
         if not self._alike:  # sites of one machine hold parts together, and theirs differ

@@ -90,6 +90,7 @@ class Expected:
         clip_norm: The largest norm of a change.
         features: Where sites exchange features, items and width of each tower's; then no factor
             may come back.
+        private: Whether the job has differential privacy, with which no loss is told.
     """
 
     kind: RequestKind
@@ -103,6 +104,7 @@ class Expected:
     layout: AdapterLayout | None = None
     clip_norm: float = 1.0
     features: tuple[int, int] | None = None
+    private: bool = False
 
     def wanted(self) -> _Wanted:
         """Return tower and shape of the arrays that the reply must hold, by name."""
@@ -223,7 +225,8 @@ def _binding(reply: Reply, expected: Expected) -> str | None:
 
 def _content(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
     if expected.kind == "train":
-        return _tensors(tensors, expected) or _assigned(reply, expected) or _summary(reply)
+        bad = _tensors(tensors, expected) or _assigned(reply, expected)
+        return bad or _summary(reply, expected)
     if tensors:
         return TENSOR_NAMES
     if expected.kind == "describe":
@@ -322,9 +325,11 @@ def _metrics(summary: TrainSummary | None) -> dict[str, float]:
     return {} if summary is None or summary.loss is None else {"loss": summary.loss}
 
 
-def _summary(reply: Reply) -> str | None:
+def _summary(reply: Reply, expected: Expected) -> str | None:
     if reply.summary is None:
         return NO_CONTENT
+    if (reply.summary.loss is None) != expected.private:
+        return PROTOCOL_BROKEN
     ratios = list(reply.summary.discrepancy.values())
     losses = (reply.summary.loss, reply.summary.validation_loss)
     numbers = [*reply.summary.gradient_norms.values(), *ratios]

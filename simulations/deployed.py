@@ -7,6 +7,7 @@ are missing, and what is there is what the sites released.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from server.checkpoint import RunStore
 from server.history import RunHistory
@@ -15,11 +16,10 @@ from server.phases import CLOSING_PHASES, FOLDERS
 from server.records import RoundRecord, RunSummary
 from server.run_files import read_manifest
 from shared.errors import RunDirectoryError
-from shared.results import DatasetOrigin, Results, SiteEvaluation, SiteResult
+from shared.results import METRICS, DatasetOrigin, Results, SiteEvaluation, SiteResult
 from simulations.histories import history_url
 from simulations.results import (
     EXIT_CODES,
-    METRICS,
     NO_EVALUATION,
     RunFacts,
     assemble,
@@ -76,7 +76,9 @@ def deployed_results(
     results = assemble(
         outcome, store.job, sites, DatasetOrigin(origin="private"), _facts(store, summary, outcome)
     )
-    if summary.status in (results.status, "running"):
+    if summary.status == results.status:
+        return results
+    if summary.status == "running":  # the history may be behind its files
         return results
     # Such as a closing phase that lost a site, of which no round tells.
     end = {"exit_code": EXIT_CODES[summary.status], "reason": summary.reason}
@@ -86,7 +88,7 @@ def deployed_results(
 def _closing(store: RunStore, adapter: str) -> Closing:
     """Return the answers to the phases after the last round that are about its adapter."""
     kept = {phase: store.read_records(FOLDERS[phase]) for phase in CLOSING_PHASES}
-    answers = {
+    answers: dict[str, dict[str, dict[str, Any]]] = {
         phase: {site: r for site, r in records.items() if r.get("adapter_sha256") == adapter}
         for phase, records in kept.items()
     }

@@ -150,9 +150,10 @@ def judge_training(measured: Measured | ConsiliaError) -> Finding:
         do = "mend the records, or ask the coordinator about the job"
         return Finding("", "fail", str(measured), "a step of training", do)
     memory = size(measured.memory_bytes)
+    loss = "" if measured.loss is None else f"loss {measured.loss:.3f} nats; "
     return Finding(
         "",
         "ok",
         f"the first in {duration(measured.first_seconds)}, then {duration(measured.step_seconds)} "
-        f"each; loss {measured.loss:.3f} nats; {memory} of memory",
+        f"each; {loss}{memory} of memory",
     )

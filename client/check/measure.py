@@ -39,7 +39,7 @@ class Measured:
         first_seconds: Of the first step, with all that a process does once.
         step_seconds: Of a step.
         round_seconds: Of a round beside its steps: validation, merging the adapter, a teacher.
-        loss: Of the first step, nats.
+        loss: Of the first step, nats; none where the job keeps it from everyone.
         memory_bytes: Peak resident memory of this process.
         device_bytes: Peak memory on the GPU; ``None`` without one.
         rough: Whether there was time for one step only.
@@ -49,7 +49,7 @@ class Measured:
     first_seconds: float
     step_seconds: float
     round_seconds: float
-    loss: float
+    loss: float | None
     memory_bytes: int
     device_bytes: int | None = None
     rough: bool = False

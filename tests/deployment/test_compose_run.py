@@ -93,7 +93,7 @@ def consortium():
             *("-c", PLANT.replace("MARKER", MARKER)),
         )
         compose("up", "--detach", "--no-build", seconds=300)
-        code = docker("wait", container("demo"), seconds=900).strip()
+        code = docker("wait", container("demo"), seconds=1800).strip()
         assert code == "0", docker("logs", "--tail", "40", container("demo"))
         print(f"from up to the finished run {time.monotonic() - begun:.0f} s")
         yield

@@ -55,7 +55,7 @@ name = "{name}"
 state = "state"
 base = "{base}"
 device = "cpu"
-answer_seconds = 0.5
+answer_seconds = {answer_seconds}
 [data]
 table = "{table}"
 """
@@ -107,6 +107,8 @@ class Lab:
         hosts: Names of the gateway.
         through: What a site's courier connects to instead of the gateway, ``host:port`` by site.
         inside: Words before the command of a site's courier: a network that it is to be in.
+        answer_seconds: So long an agent may take before it answers ``working``; short, so that
+            tests see it at work, and every such answer costs a process of Flower's.
         prefix: Words before every command's own, the last followed by ``NAME.trace``; none if
             empty.
         port: Of the SuperLink.
@@ -122,6 +124,7 @@ class Lab:
     hosts: tuple[str, ...] = ("localhost",)
     through: dict[str, str] = field(default_factory=dict)
     inside: list[str] = field(default_factory=list)
+    answer_seconds: float = 0.5
     prefix: list[str] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     gateway_port: int = field(default_factory=free_port)
@@ -149,7 +152,12 @@ class Lab:
         for source in find_sites(data):
             place = self.site(source.name)
             place.mkdir(parents=True)
-            text = SITE.format(name=source.name, base=self.base, table=source.table)
+            text = SITE.format(
+                name=source.name,
+                base=self.base,
+                table=source.table,
+                answer_seconds=self.answer_seconds,
+            )
             (place / "site.toml").write_text(text)
             (place / "policy.toml").write_text(POLICY)
         if self.secure:

@@ -73,6 +73,7 @@ def lab(make_federation, clip_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     federation = make_federation(folder)
     lab = Lab(folder, clip_folder, [site.name for site in find_sites(federation.data)])
+    lab.answer_seconds = 5.0
     lab.found(federation.data)
     lab.write_job("kill", ROUNDS, 30)
     with running(lab):

@@ -1,6 +1,8 @@
 """Each bad reply is refused with its own code."""
 
 import json
+from dataclasses import replace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -196,3 +198,11 @@ def test_a_request_for_missing_parts_is_told_apart():
     reply, _ = decode_reply(body)
     verdict = judge(encode(reply.model_copy(update={"status": "needs"})), asked.expected)
     assert verdict.needs
+
+
+def test_with_privacy_a_loss_is_not_told_and_without_it_is():
+    asked = question()
+    private = replace(asked.expected, private=True)
+    silent = rewritten(asked, lambda header: header["summary"].update(loss=None))
+    assert isinstance(judge(silent, private), Admitted)
+    assert judge(answer(asked), private) == Rejected("protocol", ANY)

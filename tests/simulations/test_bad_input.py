@@ -93,9 +93,13 @@ JOBS = {
         "[evaluate]\nbaselines = ['lokal']\n",
         ["evaluate.baselines.0 = 'lokal'", "did you mean 'local'?"],
     ),
-    "privacy that is not there": (
+    "privacy without an amount": (
         "[privacy]\ndifferential_privacy = true\n",
-        ["privacy.differential_privacy = true", "expected false", "there is none yet"],
+        ["privacy.epsilon: differential privacy needs an amount"],
+    ),
+    "privacy without negatives": (
+        "[privacy]\ndifferential_privacy = true\nepsilon = 8.0\n",
+        ["proxy.folder: with differential privacy", "proxy.phantoms"],
     ),
     "text for a number": ("rounds = 'ten'\n", ["rounds = 'ten'", "a whole number"]),
     "number in quotation marks": ("rounds = '3'\n", ["rounds = '3'", "a whole number"]),
@@ -212,7 +216,7 @@ def test_a_folder_for_runs_that_is_read_only(simulate, refuses, monkeypatch):
 
     with monkeypatch.context() as patch:  # root may write everywhere
         patch.setattr("pathlib.Path.mkdir", denied)
-        refuses(says=["the run's folder cannot be made (Permission denied)", "another --out"])
+        refuses(says=["the run directory cannot be made (Permission denied)", "another --out"])
 
 
 def test_other_commands(command, tmp_path):
