@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from client.adapter_size import check_size
 from client.audit import AuditLog
 from client.data.load import load_site
 from client.data.records import SiteData
@@ -46,9 +47,10 @@ from client.state import SiteState, StoredPersonal
 from client.together import answer_together
 from client.training import fresh_adapter
 from client.work import Trained, Validated, Work
-from shared.adapter import TOWERS, Array, SharedAdapter
+from shared.adapter import TOWERS, Adapter, Array, SharedAdapter
 from shared.config import JobConfig
 from shared.errors import RefusedError, WireError
+from shared.latest import Latest
 from shared.messages import (
     Description,
     Part,
@@ -108,6 +110,7 @@ class SiteAgent:
         self._encoder: tuple[str, DualEncoder] | None = None
         self._data: tuple[tuple[str, str], SiteData] | None = None
         self._proxy: tuple[str, ProxySet] | None = None
+        self._table: Latest[str] = Latest()
         self.lock = threading.Lock()
 
     def handle(self, body: bytes) -> bytes:
@@ -133,6 +136,8 @@ class SiteAgent:
                 shared = self._receive(request, tensors, encoder)
                 if proxy is not None and request.job.aggregate.shares_features:
                     check_common(shared.features, len(proxy))
+                else:
+                    check_size(shared, encoder.layout, encoder.frozen_norms, policy.max_adapter)
                 own = self._own(request, encoder)
             self._permission.approve(policy, request)
             question = question_of(request)
@@ -220,7 +225,7 @@ class SiteAgent:
         self._permission.check_base(policy, encoder.base_sha256)
         if job is request.job and encoder.base_sha256 != request.base_sha256:
             raise RefusedError("base-mismatch", "the site's base has another digest")
-        table = table_digest(self._settings.source.table)
+        table = table_digest(self._settings.source.table, self._table)
         if self._data is None or self._data[0] != (encoder.base_sha256, table):
             loaded = self._load_records(self._settings, encoder)
             self._data = ((encoder.base_sha256, table), loaded)
@@ -284,9 +289,12 @@ class SiteAgent:
             answer = release_features(reply, trained.features, summary, policy, self._audit)
         else:
             rank = request.job.lora.rank_of(request.site)
-            sent = leading(of_kinds(adapter.factors, request.factors), rank)
-            change = change_of(sent, leading(work.shared.factors, rank))
             layout = work.encoder.layout.at_rank(rank)
+            sent: Adapter = of_kinds(adapter.factors, request.factors)
+            start = work.shared.factors
+            if rank < work.encoder.layout.rank:
+                sent, start = leading(sent, rank), leading(start, rank)
+            change = change_of(sent, start)
             answer = release_update(reply, change, layout, summary, policy, self._audit)
         if private:
             own = {**work.own, **of_kinds(adapter.factors, private)}

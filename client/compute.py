@@ -22,8 +22,9 @@ def settle_process(threads: int) -> None:
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
-    # NumPy's too: decompositions may round otherwise, and its threads keep torch's from working.
-    threadpool_limits(threads, user_api="blas")
+    # NumPy works with one: more would keep torch's from working while answers are summed, and its
+    # decompositions round alike on every machine.
+    threadpool_limits(1, user_api="blas")
     # As torch.use_deterministic_algorithms, without loading inductor, which compiled.py does.
     torch.set_deterministic_debug_mode("warn")
     # Only a help for finding reads of what was never written, and 5 % of the time.

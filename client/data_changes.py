@@ -20,18 +20,20 @@ _RUNS = TypeAdapter(dict[str, str])
 _MOST: Final = 200
 """Runs that are remembered; older ones are over."""
 
-_tables: Latest[str] = Latest()
 
-
-def table_digest(table: Path) -> str:
+def table_digest(table: Path, known: Latest[str]) -> str:
     """Return the sha256 of a table's file; empty if it cannot be read.
 
     It is read again when the file was written to, not for every request.
+
+    Args:
+        table: The file.
+        known: Remembers what came of it, for this table.
     """
     try:
         status = table.stat()
         key = str(table), status.st_ino, status.st_size, status.st_mtime_ns
-        return _tables.get(key, lambda: hashlib.sha256(table.read_bytes()).hexdigest())
+        return known.get(key, lambda: hashlib.sha256(table.read_bytes()).hexdigest())
     except OSError:
         return ""
 

@@ -61,6 +61,8 @@ class SitePolicy(BaseModel):
         max_steps: Most optimiser steps in one round, and of a personalization.
         max_epochs: Most passes over the training records in one round.
         max_rank: Largest rank of an adapter.
+        max_adapter: Largest part of the base that a received adapter replaces, as norm of what it
+            adds to a layer over the norm of the layer's weight.
         max_change: Largest L2 norm of a released change; a longer one is scaled down to it.
         minimum_patients: With fewer patients to train on the site does not train.
         minimum_cohort: In a round that asks fewer sites the site does not train.
@@ -91,6 +93,7 @@ class SitePolicy(BaseModel):
     max_steps: Count = 1000
     max_epochs: Annotated[float, Field(gt=0)] = 5.0
     max_rank: Count = 64
+    max_adapter: Annotated[float, Field(gt=0)] = 1.0
     max_change: Annotated[float, Field(gt=0)] = 100.0
     minimum_patients: Count = 100
     minimum_cohort: Count = 3
@@ -211,6 +214,7 @@ def simulation_policy() -> SitePolicy:
         max_steps=10**9,
         max_epochs=1e9,
         max_rank=256,
+        max_adapter=1e9,
         max_change=1e9,
         minimum_patients=1,
         minimum_cohort=1,

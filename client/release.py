@@ -59,6 +59,7 @@ REFUSALS: dict[str, str] = {
     "consent-withdrawn": "the site withdrew its consent",
     "data-changed": "the site's records changed within the run",
     "policy-rank": "the site's policy does not allow an adapter of this rank",
+    "policy-adapter": "the adapter replaces more of the base than the site's policy allows",
     "policy-features": "the site's policy does not allow sending features of its own model",
     "no-proxy": "the site has no public set",
     "proxy-mismatch": "the site's public set is not the one that the job names",

@@ -84,7 +84,7 @@ def alike(works: Sequence[Work]) -> list[list[int]]:
         # What one site of a cohort did not answer yet makes the others train again; but for those
         # who pay for every training with their patients' privacy.
         kept = work.kept is not None and request.job.privacy.differential_privacy
-        key = (request.kind, request.round, id(work.encoder), request.job.digest(), kept)
+        key = (request.kind, request.round, id(work.encoder), request.job_sha256, kept)
         groups.setdefault(key, []).append(number)
     return list(groups.values())
 

@@ -1,6 +1,7 @@
 """The dual encoder: a frozen CLIP-family base with a shared and a personal adapter."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -281,6 +282,14 @@ class DualEncoder:
                 mixed = torch.tensor([alpha.get(tower, 0.0) for alpha in alphas])
                 scales[tower] = (self.layout.scaling * mixed).reshape(-1, 1, 1).to(self.device)
         self._stack_up(stack, scales)
+
+    @cached_property
+    def frozen_norms(self) -> Mapping[str, float]:
+        """L2 norm of every adapted layer's frozen weight, by module."""
+        return {
+            module: float(layer.frozen.weight.detach().float().norm())
+            for module, layer in self._layers.items()
+        }
 
     def new_stack(self, count: int, rank: int | None = None) -> AdapterStack:
         """Return a stack of adapters that change nothing; of the layout's rank if not given."""

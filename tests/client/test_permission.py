@@ -103,7 +103,7 @@ def site(tmp_path, encoder, site_of, monkeypatch):
 
 @pytest.fixture
 def ask(job, encoder, start):
-    def make(kind="train", round_number=1, **changes):
+    def make(kind="train", round_number=1, adapter=start, **changes):
         values = {
             "kind": kind,
             "run": "run",
@@ -114,10 +114,10 @@ def ask(job, encoder, start):
             "job": job,
         }
         if kind != "describe":
-            values |= {"parts": part_digests(start), "folds": start.folds}
+            values |= {"parts": part_digests(adapter), "folds": adapter.folds}
         if kind == "train":
             values |= {"factors": ("B",), "weights": {"image": 3, "text": 2}, "scale": 2.0**16}
-        tensors = {} if kind == "describe" else pack_parts(start, PARTS)
+        tensors = {} if kind == "describe" else pack_parts(adapter, PARTS)
         return encode(Request(**{**values, **changes}), tensors)
 
     return make
@@ -217,6 +217,16 @@ def test_a_changed_policy_counts_without_a_restart(site, ask):
     assert answer_of(site.agent, ask(round_number=3)) == "policy-unreadable"
     site.write_policy()
     assert answer_of(site.agent, ask(round_number=4)) == "ok"
+
+
+def test_an_adapter_in_the_place_of_the_base_is_refused_before_the_training(
+    site, ask, start, monkeypatch
+):
+    monkeypatch.setattr(client.together, "train_together", lambda _: pytest.fail("trained"))
+    huge = {n: a + 50 * (factor_of(n) == "B") for n, a in start.factors.items()}
+    trap = SharedAdapter({name: array.astype(np.float32) for name, array in huge.items()})
+    assert answer_of(site.agent, ask(adapter=trap)) == "policy-adapter"
+    assert site.said == ["refusal policy-adapter"]
 
 
 def test_a_forbidden_job_is_answered_with_every_field_before_a_record_is_opened(
