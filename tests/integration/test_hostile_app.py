@@ -153,7 +153,11 @@ def test_code_from_the_coordinator_reaches_no_record(lab):
     assert len(found) == 3 * len(secrets) + 4 + 4 + 2
     # It may ask the agent, which answers nobody but the coordinator's own key.
     assert '"status":"refused"' in agents_answer
-    assert {path: path.read_bytes() for path in secrets} == before
+    after = {path: path.read_bytes() for path in secrets}
+    audit = site / "state" / "audit.jsonl"
+    written = after.pop(audit).removeprefix(before.pop(audit))
+    assert [json.loads(line)["what"] for line in written.splitlines()] == ["refusal wire"]
+    assert after == before
     assert agent.poll() is None
 
 
