@@ -88,11 +88,13 @@ def lab(make_federation, clip_folder, tmp_path_factory, postgres):
 
 @pytest.fixture(scope="module")
 def usual(lab):
-    """Seconds of a run that nobody disturbs."""
-    run = lab.submit(lab.folder / "kill.toml")
-    begun = time.monotonic()
-    assert lab.finish_well(run)["adapter_sha256"] == lab.simulated("kill")
-    seconds = time.monotonic() - begun
+    """Seconds of a run that nobody disturbs; of the second one, when the bases are loaded."""
+    seconds = 0.0
+    for _ in range(2):
+        run = lab.submit(lab.folder / "kill.toml")
+        begun = time.monotonic()
+        assert lab.finish_well(run)["adapter_sha256"] == lab.simulated("kill")
+        seconds = time.monotonic() - begun
     print(f"undisturbed: {seconds:.0f} s")
     return seconds
 
@@ -101,7 +103,7 @@ def carry_out(lab, usual, chance, number, killed):
     """Kill at a random moment of a run; return why it did not end as it must, if so."""
     run = lab.submit(lab.folder / "kill.toml")
     begun = time.monotonic()
-    moment = chance.uniform(0, usual)
+    moment = chance.uniform(0, 0.95 * usual)  # later there is no run to disturb
     time.sleep(moment)
     hit = [victim.name for victim in killed if victim.kill()]
     end = lab.finish_well(run, LONGEST_SECONDS)
