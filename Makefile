@@ -1,6 +1,6 @@
 # make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
 # make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
-.PHONY: help setup demo test check setup-browser setup-postgres setup-ray lock test-slow test-deployment test-containers test-kill test-ray test-gpu study bench bench-gpu tiny clean
+.PHONY: help setup demo test check setup-browser setup-postgres setup-tracing setup-ray lock test-slow test-deployment test-kill-deployment test-containers test-kill test-ray test-gpu study bench bench-gpu tiny clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,17 +43,26 @@ setup-postgres:
 setup-gateway: setup
 	@scripts/setup-gateway
 
+# strace, for the tests that look at what a process tries to reach.
+setup-tracing:
+	@scripts/setup-tracing
+
 # Flower's simulation engine (Ray), for --engine flower.
 setup-ray: setup
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-ray.lock
 
 # Tests of minutes: kills and resumes, Flower's engine, memory over 200 sites and 50 rounds.
-test-slow: setup setup-ray setup-gateway setup-postgres
+test-slow: setup setup-ray setup-gateway setup-postgres setup-tracing
 	$(BIN)/python -m pytest -m slow
 
-# Processes of a deployment, killed one by one (about 15 minutes).
-test-deployment: setup setup-gateway
-	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_processes.py tests/integration/test_gateway.py
+# A consortium of real processes: same bits as a simulation, hostile code, what each process reaches,
+# a database that dies, bad networks (about 45 minutes).
+test-deployment: setup setup-gateway setup-postgres setup-tracing
+	$(BIN)/python -m pytest -m "slow or not slow" -s $(addprefix tests/integration/test_,processes.py gateway.py hostile_app.py egress.py database.py bad_network.py)
+
+# 60 deployed runs, each losing a process or two at a random moment (about 45 minutes).
+test-kill-deployment: setup setup-gateway setup-postgres
+	KILLS=60 $(BIN)/python -m pytest -m slow -s tests/integration/test_kill_deployment.py
 
 # The compose file for real; needs a Docker engine. Builds the images (about ten minutes the first time).
 test-containers: setup
