@@ -143,7 +143,8 @@ def test_eight_sites_and_twenty_rounds_over_a_line_that_loses_every_fifth_packet
         else:
             options = {}
             print(f"\nover the proxy, which cuts connections where packets are lost: {missing}")
-        lab = found_lab(tmp_path, federation, clip_folder, **options)
+        # Every "working" answer costs a process of Flower's, and eight sites share two cores here.
+        lab = found_lab(tmp_path, federation, clip_folder, answer_seconds=20.0, **options)
         if missing is None:
             lab.through.update(dict.fromkeys(lab.sites, f"{HERE}:{lab.gateway_port}"))
         else:
