@@ -241,7 +241,7 @@ class Lab:
             capture_output=True,
             check=False,
             text=True,
-            timeout=120,
+            timeout=300,
             env={**keep, **self.environment},
         )
         assert done.returncode == 0, done.stderr

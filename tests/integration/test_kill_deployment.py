@@ -21,7 +21,7 @@ from tests.integration.lab import Lab, running
 KILLS = int(os.environ.get("KILLS", "60"))
 SEED = int(os.environ.get("KILL_SEED", "1"))
 ROUNDS = 2
-LONGEST_SECONDS = 300
+LONGEST_SECONDS = 600
 
 
 @dataclass(frozen=True)
