@@ -45,7 +45,9 @@ class Private:
 def private_files(settings: AgentSettings) -> Private:
     """Return a site's private files."""
     state = settings.site.state
-    sealed, clear, remains = [], list(_pictures(settings)), []
+    clear = list(_pictures(settings))
+    sealed: list[Path] = []
+    remains: list[Path] = []
     for path in sorted(path for pattern in _PRIVATE for path in _files(state, pattern)):
         if path.name.endswith(TEMPORARY):
             remains.append(path)
