@@ -102,10 +102,10 @@ class SiteAgent:
         self._load_encoder = encoder
         self._load_records = records
         self._load_proxy = proxy
-        self._state = SiteState(settings.state, settings.held)
+        self._state = SiteState(settings.state, settings.held, settings.keeping)
         self._audit = AuditLog(self._state.audit)
         self._permission = Permission(settings.name, policy, settings.state, self._audit, party)
-        self._privacy = PatientPrivacy(settings.state, self._audit)
+        self._privacy = PatientPrivacy(settings.state, self._audit, settings.keeping)
         self._held: dict[Part, str] = {}
         self._encoder: tuple[str, DualEncoder] | None = None
         self._data: tuple[tuple[str, str], SiteData] | None = None
@@ -170,7 +170,7 @@ class SiteAgent:
                 return self._release_training(work, result, reply, policy)
             if isinstance(result, Personalized):
                 personal = StoredPersonal(result.adapter, result.alpha)
-                self._state.save_personal(work.shared.sha256(), personal)
+                self._state.save_personal(work.shared.sha256(), personal, work.request.run)
                 return release_done(reply, self._audit)
             if isinstance(result, Validated):
                 return self._evaluate(work, result)
@@ -257,12 +257,15 @@ class SiteAgent:
             return {}
         # The round of a training is not over; that of a closing phase is.
         last = request.round - (request.kind == "train")
-        own = OwnFactor(self._state.folder, request).after(last)
+        own = self._own_factor(request).after(last)
         if own or request.kind != "train" or not request.job.aggregate.shares_features:
             return own
         # Nobody sends it one to begin with; it begins where it would alone.
         seed = derive_seed(request.job.seed, "local", self._settings.name)
         return fresh_adapter(encoder.layout, seed).factors
+
+    def _own_factor(self, request: Request) -> OwnFactor:
+        return OwnFactor(self._state.folder, request, self._state.keeping)
 
     def _describe(self, work: Work, reply: Answer, policy: SitePolicy) -> bytes:
         if work.request.job.privacy.differential_privacy:
@@ -298,8 +301,8 @@ class SiteAgent:
             answer = release_update(reply, change, layout, summary, policy, self._audit)
         if private:
             own = {**work.own, **of_kinds(adapter.factors, private)}
-            OwnFactor(self._state.folder, request).keep(request.round, own)
-        self._state.keep_answer(work.question, answer)
+            self._own_factor(request).keep(request.round, own)
+        self._state.keep_answer(work.question, answer, request.run)
         return answer
 
     def _evaluate(self, work: Work, validated: Validated) -> bytes:

@@ -19,6 +19,7 @@ from client.decisions import NOBODY, Party
 from client.patience import PatientAgent
 from client.permission import PermittedAgent
 from client.policy import PolicyFile, PolicySource, SitePolicy
+from client.sealed_state import AGENT_AT_WORK, opened
 from client.service import serve
 from client.settings import AgentSettings, load_agent
 from client.signed_agent import party_of, signed
@@ -29,12 +30,10 @@ from shared.files import held
 from shared.memory import give_memory_back
 from shared.model.base import TINY, base_digest, find_base
 from shared.model.encoder import DualEncoder
-from shared.processes import until_signal
+from shared.processes import forbid_dumps, until_signal
 
 _AT_ONCE = 4
 """Couriers, and whoever looks whether the agent is there."""
-
-_TAKEN = "another agent works on this site's state; stop it first"
 
 
 def run_agent(config: Path) -> int:
@@ -44,8 +43,10 @@ def run_agent(config: Path) -> int:
         ConfigError: If site or policy file cannot be used, the data are not there, or another
             agent works on the same state or socket.
         BaseModelError: If the site's base cannot be read.
+        IdentityError: If the state is sealed and its key is missing or another one.
         StorageError: If the state's folder cannot be written.
     """
+    forbid_dumps()  # records and keys are in its memory
     # The agent loads what is on its disk, and asks nobody.
     os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
@@ -60,7 +61,8 @@ def run_agent(config: Path) -> int:
         )
     base = base_digest(settings.base or find_base(TINY))
     private_folder(settings.site.state)
-    with until_signal() as stopped, held(settings.site.state, _TAKEN):
+    with until_signal() as stopped, held(settings.site.state, AGENT_AT_WORK):
+        settings = opened(settings)
         settle_process(settings.threads)
         site = site_agent(settings, PolicyFile(settings.policy), party)
         name, state = settings.site.name, settings.site.state

@@ -172,6 +172,54 @@ def consent(
     consent_command(site, run, as_json=as_json)
 
 
+@app.command()
+def seal(site: Site = Path(), as_json: AsJson = False) -> None:
+    """Encrypt what is private in the site's state, with the key that site.toml names.
+
+    Once before the agent is started, and again to go on if it was interrupted. A key file that
+    is not there yet is made.
+    """
+    from client.sealing_commands import seal_command
+
+    seal_command(site, as_json=as_json)
+
+
+@app.command()
+def rekey(
+    site: Site = Path(),
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The new key's; made if not there.")
+    ] = None,
+    passphrase: Annotated[
+        str | None, typer.Option(metavar="ask|fd:N", help="How the new passphrase comes.")
+    ] = None,
+    credential: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The new credential of systemd's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the key that the site's state is sealed with; the files stay as they are.
+
+    Stop the agent first. Give exactly one of the options; the key before is the one of site.toml.
+    """
+    from client.sealing_commands import rekey_command
+
+    rekey_command(site, key_file, passphrase, credential, as_json=as_json)
+
+
+@app.command("open")
+def open_sealed(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as state/personal/....")],
+    to: Annotated[Path, typer.Option(help="A new file, in the clear.")],
+    site: Site = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Write a sealed file's content, such as the personal adapter, to a new file in the clear."""
+    from client.sealing_commands import open_command
+
+    open_command(site, file, to, as_json=as_json)
+
+
 audit = typer.Typer(
     no_args_is_help=True,
     suggest_commands=False,

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors.numpy
-from safetensors import SafetensorError, safe_open
 
-from client.state import private_folder, write_private
+from client.keeping import IN_THE_CLEAR, Keeping
+from client.state import private_folder, read_tensors
 from shared.adapter import Adapter, Array, Factor, SharedAdapter, adapter_sha256, factor_of
 from shared.errors import StorageError
 from shared.messages import Request
@@ -24,9 +24,11 @@ class OwnFactor:
     Args:
         state: The site's own folder.
         request: Of the run.
+        keeping: How private files are kept.
     """
 
-    def __init__(self, state: Path, request: Request) -> None:
+    def __init__(self, state: Path, request: Request, keeping: Keeping = IN_THE_CLEAR) -> None:
+        self._run, self._keeping = request.run, keeping
         # Not by the run's name alone: another coordinator may use it for another job.
         course = f"{request.run}\n{request.job_sha256}\n{request.base_sha256}"
         self._folder = state / "own-factor" / hashlib.sha256(course.encode()).hexdigest()[:32]
@@ -43,7 +45,8 @@ class OwnFactor:
         private_folder(self._folder)
         latest = self._of_round(round_number)
         metadata = {"sha256": adapter_sha256(factors)}
-        write_private(latest, safetensors.numpy.save(dict(factors), metadata=metadata))
+        content = safetensors.numpy.save(dict(factors), metadata=metadata)
+        self._keeping.write(latest, content, self._run)
         for path in self._files():
             if path > latest:
                 path.unlink(missing_ok=True)
@@ -53,17 +56,17 @@ class OwnFactor:
 
         Raises:
             StorageError: If the file is damaged: the site's function would be another one.
+            IdentityError: If it is sealed and cannot be opened.
         """
         latest = self._of_round(round_number)
         paths = [path for path in self._files() if path <= latest]
         if not paths:
             return {}
+        stated: str | None
         try:
-            with safe_open(paths[-1], framework="numpy") as file:
-                names = list(file.keys())
-                factors = {name: file.get_tensor(name) for name in names}
-                stated = (file.metadata() or {}).get("sha256")
-        except (OSError, SafetensorError):
+            factors, metadata = read_tensors(self._keeping.read(paths[-1]))
+            stated = metadata.get("sha256")
+        except (OSError, ValueError):
             factors, stated = {}, None
         if adapter_sha256(factors) != stated:
             raise StorageError(

@@ -16,6 +16,7 @@ import numpy as np
 
 from client.audit import AuditLog
 from client.data.records import SiteData
+from client.keeping import IN_THE_CLEAR, Keeping
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
 from client.policy import SitePolicy
@@ -71,10 +72,11 @@ class PatientPrivacy:
     Args:
         state: The site's own folder.
         audit: Its audit log, which holds the ledger's end as well.
+        keeping: How private files are kept.
     """
 
-    def __init__(self, state: Path, audit: AuditLog) -> None:
-        self._folder, self._audit = state / LEDGER, audit
+    def __init__(self, state: Path, audit: AuditLog, keeping: Keeping = IN_THE_CLEAR) -> None:
+        self._folder, self._audit, self._keeping = state / LEDGER, audit, keeping
         self._ledger: Ledger | None = None
 
     def promise(
@@ -157,7 +159,7 @@ class PatientPrivacy:
 
     def _opened(self) -> Ledger:
         if self._ledger is None:
-            self._ledger = PrivacyLedger(self._folder, self._audit)
+            self._ledger = PrivacyLedger(self._folder, self._audit, self._keeping)
         return self._ledger
 
 

@@ -54,7 +54,7 @@ def receive_parts(
             digest, adapter = came[part]
             if digest != sha256:
                 raise WireError(f"request: part {part} has another digest than was stated")
-            state.hold(part, sha256, adapter)
+            state.hold(part, sha256, adapter, request.run)
             parts[part] = adapter
         elif sha256 == EMPTY:
             parts[part] = _NOTHING

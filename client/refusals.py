@@ -12,6 +12,7 @@ from shared.errors import (
     AdapterMismatchError,
     BaseModelError,
     DataError,
+    IdentityError,
     RefusedError,
     StorageError,
     TrainingError,
@@ -49,6 +50,9 @@ def reason_of(error: Exception) -> str:
         if isinstance(error, RefusedError) and error.fields:
             log.warning("the site's policy does not allow: %s", error)  # of the job, no record
         return error.reason
+    if isinstance(error, IdentityError):
+        log.error("request refused: storage: %s", error)  # it names files and keys of ours
+        return "storage"
     for sort, reason in _REASONS:
         if isinstance(error, sort):
             log.warning("request refused: %s (%s at %s)", reason, type(error).__name__, where)

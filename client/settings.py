@@ -3,16 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.data.sources import SiteSource
+from client.keeping import IN_THE_CLEAR, Keeping
+from client.site_key import KeySource
 from shared.errors import ConfigError
 from shared.results import Model
 from shared.toml_files import first_problem, read_toml
 
 Device = Literal["auto", "cpu", "cuda"]
+
+PIXELS: Final = "pixels"
+"""Folder of the prepared pictures in the site's own."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class SiteSettings:
         device: What to compute on.
         held: Folder where parts of the shared adapter are held, if not in ``state``.
         proxy: The public paired set, for jobs whose sites exchange features of it.
+        pictures_on_disk: Whether prepared pictures are kept, in the clear, for the next start.
+        keeping: How the other private files in ``state`` are kept.
     """
 
     name: str
@@ -37,11 +44,13 @@ class SiteSettings:
     device: Device = "cpu"
     held: Path | None = None
     proxy: SiteSource | None = None
+    pictures_on_disk: bool = True
+    keeping: Keeping = IN_THE_CLEAR
 
     @property
-    def pixels(self) -> Path:
-        """Folder of the site's prepared pictures."""
-        return self.state / "pixels"
+    def pixels(self) -> Path | None:
+        """Folder of the site's prepared pictures; ``None`` if they stay in memory."""
+        return self.state / PIXELS if self.pictures_on_disk else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class AgentSettings:
         base: The base's folder here; without it only ``consilia-tiny`` can be used.
         threads: Threads for numerical work; part of what makes results repeat bit for bit.
         answer_seconds: A task that takes longer is answered with ``working``, and goes on.
+        sealing: Where the key is to be had that the site's state is sealed with; ``None`` if it is
+            kept in the clear.
     """
 
     site: SiteSettings
@@ -63,6 +74,7 @@ class AgentSettings:
     base: Path | None
     threads: int
     answer_seconds: float
+    sealing: KeySource | None = None
 
 
 class _DataTable(BaseModel):
@@ -74,6 +86,16 @@ class _DataTable(BaseModel):
     columns: dict[str, str] = {}
     modality: Literal["both", "image", "text"] = "both"
     accept: tuple[str, ...] = ()
+
+
+class _SealingTable(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key_file: Path | None = None
+    passphrase: str | None = None
+    credential: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")] | None = None
+    pictures: Literal["memory", "disk"] = "memory"
+    """Where prepared pictures are kept; on the disk they are in the clear."""
 
 
 class _SiteFile(BaseModel):
@@ -91,6 +113,7 @@ class _SiteFile(BaseModel):
     base: Path | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     answer_seconds: Annotated[float, Field(gt=0, le=40)] = 20.0
+    sealing: _SealingTable | None = None
 
 
 def load_agent(path: Path) -> AgentSettings:
@@ -118,13 +141,31 @@ def load_agent(path: Path) -> AgentSettings:
     public = None
     if content.proxy is not None:
         public = SiteSource("proxy", home / content.proxy, (home / content.proxy).parent)
+    state, sealing = home / content.state, content.sealing
     return AgentSettings(
         site=SiteSettings(
-            content.name, source, home / content.state, references, content.device, proxy=public
+            content.name,
+            source,
+            state,
+            references,
+            content.device,
+            proxy=public,
+            pictures_on_disk=sealing is None or sealing.pictures == "disk",
         ),
         policy=home / content.policy,
         socket=home / content.socket,
         base=home / content.base if content.base else None,
         threads=content.threads,
         answer_seconds=content.answer_seconds,
+        sealing=_key_source(path, state, sealing) if sealing else None,
     )
+
+
+def _key_source(path: Path, state: Path, table: _SealingTable) -> KeySource:
+    """Return where the key is to be had; relative paths start at the site file's folder.
+
+    Raises:
+        ConfigError: If that is not said, or the key would lie beside what it opens.
+    """
+    file = path.absolute().parent / table.key_file if table.key_file else None
+    return KeySource.one_of(f"{path}: [sealing]", state, file, table.passphrase, table.credential)

@@ -1,31 +1,33 @@
 """A site's own folder: the personal adapter, held parts of the shared one, the audit log.
 
-Nothing in it is ever sent. Files are readable by their owner only. They are replaced whole,
-but for the kept answer, which is written over and counts only if its digest is right.
+Nothing in it is ever sent. Files are readable by their owner only, and sealed where the site has a
+key for that (``client.keeping``). They are replaced whole, but for the kept answer, which may be
+written over and counts only if its digest is right.
 """
 
 import hashlib
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 import safetensors.numpy
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from client.keeping import IN_THE_CLEAR, Keeping
 from shared.adapter import Adapter, Array, Tower, adapter_sha256
-from shared.errors import StorageError
-from shared.files import storage_errors, write_atomic, write_whole
+from shared.errors import IdentityError, StorageError
+from shared.files import write_atomic
 from shared.latest import Latest
 from shared.messages import PARTS, Part
 from shared.tensors import pack_tensors
 
 _DIGEST_BYTES = 32
+_LENGTH_BYTES = 8
+"""Of safetensors' header, in front of it."""
 _ALPHA = TypeAdapter(dict[Tower, float])
 
 
@@ -44,10 +46,18 @@ class SiteState:
         folder: The site's own.
         held: Where parts of the shared adapter are held, if not in ``folder``. Sites of one
             machine may hold them together: all receive the same, and write it once.
+        keeping: How private files are kept.
+
+    Attributes:
+        folder: The site's own.
+        keeping: How private files are kept.
     """
 
-    def __init__(self, folder: Path, held: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, held: Path | None = None, keeping: Keeping = IN_THE_CLEAR
+    ) -> None:
         self.folder = folder
+        self.keeping = keeping
         self._parts = held or folder / "held"
         private_folder(folder)
         private_folder(folder / "personal")
@@ -58,15 +68,23 @@ class SiteState:
         """The audit log."""
         return self.folder / "audit.jsonl"
 
-    def save_personal(self, shared_sha256: str, personal: StoredPersonal) -> None:
-        """Keep the personal adapter that was fitted on one shared adapter."""
+    def save_personal(self, shared_sha256: str, personal: StoredPersonal, run: str) -> None:
+        """Keep the personal adapter that was fitted on one shared adapter, in a run.
+
+        Raises:
+            StorageError: If it cannot be written; an older one stays as it was.
+        """
         metadata = {"alpha": json.dumps(dict(personal.alpha)), "shared_sha256": shared_sha256}
         content = safetensors.numpy.save(dict(personal.adapter), metadata=metadata)
-        write_private(self._personal(shared_sha256), content)
+        self.keeping.write(self._personal(shared_sha256), content, run)
 
     def load_personal(self, shared_sha256: str) -> StoredPersonal | None:
-        """Return the personal adapter fitted on a shared adapter; ``None`` if there is none."""
-        found = _read(self._personal(shared_sha256))
+        """Return the personal adapter fitted on a shared adapter; ``None`` if there is none.
+
+        Raises:
+            IdentityError: If there is one that is sealed and cannot be opened.
+        """
+        found = self._read(self._personal(shared_sha256))
         if found is None or found[1].get("shared_sha256") != shared_sha256:
             return None
         try:
@@ -74,17 +92,20 @@ class SiteState:
         except (KeyError, ValidationError):
             return None
 
-    def hold(self, part: Part, sha256: str, adapter: Adapter) -> None:
+    def hold(self, part: Part, sha256: str, adapter: Adapter, run: str) -> None:
         """Keep a part of the shared adapter, in place of the one held before.
+
+        It can be had again, and its reader checks a digest, so that nothing waits for the disk.
 
         Args:
             part: Which.
             sha256: Its digest; the caller has checked it.
             adapter: Its factors.
+            run: Which run it came in.
         """
         path = self._held(part)
         if _known_part(path, sha256) is None:
-            replace_private(path, pack_tensors(adapter))
+            self.keeping.write(path, pack_tensors(adapter), run, wait=False)
             _remember_part(path, sha256, adapter)
 
     def held(self, part: Part, sha256: str) -> Adapter | None:
@@ -93,43 +114,51 @@ class SiteState:
         known = _known_part(path, sha256)
         if known is not None:
             return known
-        found = _read(path)
+        try:
+            found = self._read(path)
+        except IdentityError:  # it is sent once more
+            return None
         if found is None or adapter_sha256(found[0]) != sha256:
             return None
         _remember_part(path, sha256, found[0])
         return found[0]
 
-    def keep_answer(self, question: str, answer: bytes) -> None:
+    def keep_answer(self, question: str, answer: bytes, run: str) -> None:
         """Keep the last answer, so that a repeated question costs no second training.
 
-        It is written over the answer before it: nobody asks for that one again, and an answer
+        It takes the place of the answer before it: nobody asks for that one again, and an answer
         that was cut short has another digest than it says.
 
         Args:
             question: What tells the question from others (``shared.messages.question_of``).
             answer: What was released for it.
+            run: Which run it belongs to.
+
+        Raises:
+            StorageError: If it cannot be written.
         """
         head = bytes.fromhex(question) + bytes.fromhex(digest_of(answer))
-        path = self.folder / "answer"
-        with (
-            storage_errors(f"{path}: could not be written"),
-            FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file,
-        ):
-            write_whole(file, head)
-            write_whole(file, answer)
-            if os.fstat(file.fileno()).st_size != file.tell():
-                file.truncate()
+        self.keeping.overwrite(self.folder / "answer", head, answer, run)
 
     def answer(self, question: str) -> bytes | None:
         """Return the kept answer if it belongs to this question."""
         try:
-            with (self.folder / "answer").open("rb") as file:
-                if file.read(_DIGEST_BYTES) != bytes.fromhex(question):
-                    return None
-                digest, answer = file.read(_DIGEST_BYTES), file.read()
-        except OSError:
+            kept = self.keeping.read(self.folder / "answer", bytes.fromhex(question))
+        except (OSError, IdentityError):  # then it is worked out once more
             return None
+        digest, answer = kept[_DIGEST_BYTES : 2 * _DIGEST_BYTES], kept[2 * _DIGEST_BYTES :]
         return answer if hashlib.sha256(answer).digest() == digest else None
+
+    def _read(self, path: Path) -> tuple[dict[str, Array], dict[str, str]] | None:
+        """Return tensors and metadata; a missing or damaged file counts as not there.
+
+        Raises:
+            IdentityError: If it is sealed and cannot be opened.
+        """
+        try:
+            return read_tensors(self.keeping.read(path))
+        except (OSError, ValueError):
+            return None
 
     def _personal(self, shared_sha256: str) -> Path:
         return self.folder / "personal" / f"{shared_sha256}.safetensors"
@@ -205,11 +234,17 @@ def _signature(path: Path) -> tuple[int, ...] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]] | None:
-    """Return tensors and metadata; a missing or damaged file counts as not there."""
+def read_tensors(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: If it is none, or damaged.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
+        tensors = safetensors.numpy.load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    # The library checked the header, and gives its metadata for files on the disk only.
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    metadata: dict[str, str] = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__", {})
+    return tensors, metadata

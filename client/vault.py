@@ -8,25 +8,22 @@ nothing else. Changing the key wraps the data keys anew in one step, and touches
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from client.site_key import SiteKey
 from shared.errors import IdentityError
 from shared.files import in_turn, write_atomic
 from shared.security.canonical import read_json
-from shared.security.private_files import read_private, write_secret
 from shared.security.sealing import (
-    KEY_BYTES,
+    MARK_BYTES,
     SALT_BYTES,
     SealError,
     is_sealed,
     key_id,
     key_name_of,
-    key_of_passphrase,
     new_key,
     seal,
     unseal,
@@ -35,112 +32,8 @@ from shared.security.sealing import (
 )
 
 KEYRING: Final = "keyring.json"
+"""Name of the file with a site's data keys, in its state."""
 _LOCK: Final = "keyring.lock"
-_LEAST_PASSPHRASE: Final = 12
-
-
-class SiteKey(Protocol):
-    """Where the key comes from that wraps a site's data keys."""
-
-    def key(self, salt: bytes) -> bytes:
-        """Return the key, 32 bytes.
-
-        Args:
-            salt: The keyring's own, for keys that are derived.
-
-        Raises:
-            IdentityError: If it is missing, damaged, or open to others.
-        """
-        ...
-
-    @property
-    def shown(self) -> str:
-        """Where it comes from, for messages; never the key."""
-        ...
-
-
-@dataclass(frozen=True)
-class KeyFile:
-    """A file with 64 hexadecimal digits, mode 0600."""
-
-    path: Path
-
-    def key(self, salt: bytes) -> bytes:  # noqa: ARG002 - the key is used as it is
-        """Return the file's key."""
-        return _hexadecimal(read_private(self.path, "the site's key"), str(self.path))
-
-    @property
-    def shown(self) -> str:
-        """The file."""
-        return str(self.path)
-
-    @classmethod
-    def make(cls, path: Path) -> "KeyFile":
-        """Write a new key.
-
-        Raises:
-            IdentityError: If there is a file already; what it opens would be lost.
-            StorageError: If it cannot be written.
-        """
-        if path.exists():
-            raise IdentityError(
-                f"{path}: is there already; what it opens would be lost with it, so name another "
-                "file"
-            )
-        write_secret(path, new_key().hex().encode() + b"\n")
-        return cls(path)
-
-
-@dataclass(frozen=True)
-class Passphrase:
-    """What an operator types in when the site starts."""
-
-    text: str = field(repr=False)
-
-    def key(self, salt: bytes) -> bytes:
-        """Return the key that is derived from the passphrase."""
-        if len(self.text) < _LEAST_PASSPHRASE:
-            raise IdentityError(
-                f"the passphrase has {len(self.text)} characters; expected at least "
-                f"{_LEAST_PASSPHRASE}, such as five words"
-            )
-        return key_of_passphrase(self.text, salt)
-
-    @property
-    def shown(self) -> str:
-        """What it is."""
-        return "the passphrase"
-
-
-@dataclass(frozen=True)
-class Credential:
-    """A credential that systemd decrypts for the service (``LoadCredentialEncrypted=``)."""
-
-    name: str
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-
-    def key(self, salt: bytes) -> bytes:  # noqa: ARG002 - the key is used as it is
-        """Return the credential's key."""
-        folder = self.environment.get("CREDENTIALS_DIRECTORY")
-        if not folder:
-            raise IdentityError(
-                f"credential {self.name}: systemd gave none to this process; expected "
-                f"LoadCredentialEncrypted={self.name} in the service's unit"
-            )
-        path = Path(folder) / self.name
-        try:  # systemd keeps others out of the folder, and the file's mode is its own affair
-            content = path.read_bytes()
-        except OSError as error:
-            raise IdentityError(
-                f"credential {self.name}: cannot be read ({error.strerror}); expected "
-                f"LoadCredentialEncrypted={self.name} in the service's unit"
-            ) from None
-        return _hexadecimal(content, f"credential {self.name}")
-
-    @property
-    def shown(self) -> str:
-        """The credential's name."""
-        return f"credential {self.name}"
 
 
 class _Keyring(BaseModel):
@@ -205,43 +98,62 @@ class Vault:
             raise IdentityError(
                 f"{site_key.shown}: is not the key that this site's files are sealed with "
                 f"({folder / KEYRING}); expected the one that made them, or the one of the last "
-                "rotation; nothing was changed"
+                "`consilia client rekey`; if it is, the keyring is damaged: put it back from a "
+                "backup; nothing was changed"
             )
         return cls(folder, ring, wrapping)
 
-    def seal(self, path: Path, content: bytes, run: str) -> None:
-        """Replace a file by sealed content, in one step and on the disk.
+    @property
+    def runs(self) -> int:
+        """How many data keys there are."""
+        return len(self._ring.keys)
+
+    def write(self, path: Path, content: bytes, run: str, *, wait: bool = True) -> None:
+        """Replace a file by sealed content, in one step.
 
         Args:
             path: The file, below the vault's folder.
             content: All of it, in the clear.
             run: Whose data key; made if there is none yet.
+            wait: Whether it must survive a power cut; if not, nothing waits for the disk.
 
         Raises:
+            IdentityError: If the run's data key cannot be had.
             StorageError: If it cannot be written; an older file is as it was.
         """
         sealed = seal(self._data_key(run), run, self._name(path), content)
-        write_atomic(path, sealed, mode=0o600)
+        write_atomic(path, sealed, mode=0o600, wait=wait)
 
-    def read(self, path: Path) -> bytes:
-        """Return what a sealed file holds.
+    def overwrite(self, path: Path, head: bytes, body: bytes, run: str) -> None:
+        """Replace a file whose loss costs some time; it is never written over.
+
+        Raises:
+            IdentityError: If the run's data key cannot be had.
+            StorageError: If it cannot be written; an older file is as it was.
+        """
+        self.write(path, head + body, run, wait=False)
+
+    def read(self, path: Path, begins: bytes = b"") -> bytes:
+        """Return what a sealed file holds; nothing if that begins in another way.
 
         Raises:
             FileNotFoundError: If it is not there.
             IdentityError: If it is not sealed, damaged, or not the file that it should be.
         """
         sealed = path.read_bytes()
-        try:
-            run = key_name_of(sealed)
-            if run not in self._ring.keys:
-                self._ring = self._current()
-            return unseal(self._unwrapped(run), self._name(path), sealed)
-        except (SealError, KeyError) as error:
-            why = "no data key of that name" if isinstance(error, KeyError) else str(error)
+        if not is_sealed(sealed):
             raise IdentityError(
-                f"{path}: cannot be opened ({why}); expected the file as this site sealed it; put "
-                "it back from a backup, together with its keyring"
+                f"{path}: is not sealed, and this site's files are; if it is from before they "
+                "were, stop the agent and run `consilia client seal`, or else remove it"
+            )
+        try:
+            content = unseal(self._key_of(sealed), self._name(path), sealed)
+        except SealError as error:
+            raise IdentityError(
+                f"{path}: cannot be opened ({error}); expected the file as this site sealed it; "
+                "put it back from a backup, together with its keyring"
             ) from None
+        return content if content.startswith(begins) else b""
 
     def rotate(self, new: SiteKey) -> None:
         """Wrap all data keys with another key, in one step; sealed files stay as they are.
@@ -250,17 +162,17 @@ class Vault:
         key opens nothing any more, but for copies of the old keyring.
 
         Raises:
-            IdentityError: If the new key cannot be had.
+            IdentityError: If the new key cannot be had, or the keyring is damaged.
             StorageError: If it cannot be written; then the old key still holds.
         """
         with in_turn(self.folder / _LOCK):
             ring = self._current()
-            wrapping = new.key(bytes.fromhex(ring.salt))
-            keys = {
-                run: wrap(wrapping, unwrap(self._wrapping, bytes.fromhex(old), run), run).hex()
-                for run, old in ring.keys.items()
-            }
-            ring = ring.model_copy(update={"site_key": key_id(wrapping), "keys": keys})
+            salt = os.urandom(SALT_BYTES)
+            wrapping = new.key(salt)
+            found = {run: self._opened(ring, run) for run in ring.keys}
+            keys = {run: wrap(wrapping, key, run).hex() for run, key in found.items()}
+            changed = {"salt": salt.hex(), "site_key": key_id(wrapping), "keys": keys}
+            ring = ring.model_copy(update=changed)
             _write(self.folder / KEYRING, ring)
             self._ring, self._wrapping = ring, wrapping
 
@@ -276,8 +188,25 @@ class Vault:
             self._ring = ring
         return self._unwrapped(run)
 
+    def _key_of(self, sealed: bytes) -> bytes:
+        run = key_name_of(sealed)
+        if run not in self._ring.keys:
+            self._ring = self._current()
+        if run not in self._ring.keys:
+            raise SealError("there is no data key for it in the keyring")
+        return self._unwrapped(run)
+
     def _unwrapped(self, run: str) -> bytes:
-        return unwrap(self._wrapping, bytes.fromhex(self._ring.keys[run]), run)
+        return self._opened(self._ring, run)
+
+    def _opened(self, ring: _Keyring, run: str) -> bytes:
+        try:
+            return unwrap(self._wrapping, bytes.fromhex(ring.keys[run]), run)
+        except SealError:
+            raise IdentityError(
+                f"{self.folder / KEYRING}: the data key of {run!r} is damaged; put the keyring "
+                "back from a backup, without it that run's files cannot be opened"
+            ) from None
 
     def _current(self) -> _Keyring:
         """Return the keyring as it is on the disk.
@@ -301,7 +230,7 @@ def sealed_file(path: Path) -> bool:
     """Return whether a file is sealed; one that is not there is not."""
     try:
         with path.open("rb") as file:
-            return is_sealed(file.read(64))
+            return is_sealed(file.read(MARK_BYTES))
     except OSError:
         return False
 
@@ -339,16 +268,3 @@ def _is_hex(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _hexadecimal(content: bytes, where: str) -> bytes:
-    try:
-        key = bytes.fromhex(content.decode("ascii").strip())
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise IdentityError(
-            f"{where}: expected a key of {2 * KEY_BYTES} hexadecimal digits; it is damaged or "
-            "another file"
-        )
-    return key

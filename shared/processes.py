@@ -10,6 +10,7 @@ No program of Flower's reports its use, looks for updates or installs packages (
 import contextlib
 import ctypes
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -42,6 +43,7 @@ _GROWN_UP_SECONDS = 10.0
 _PAUSES = (0.2, 1.0, 2.0, 4.0, 5.0)
 _TERMINATION_SECONDS = 10.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE
 
 
 def environment(flower_home: Path, **more: str) -> dict[str, str]:
@@ -238,6 +240,17 @@ def until_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def forbid_dumps() -> None:
+    """Keep this process's memory from the disk and from its user's other processes.
+
+    No core dump is written, to a file or to a program that collects them, and nobody but root
+    attaches to it or reads its memory.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere the limit has to do
+        ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0)
 
 
 def die_with_parent() -> None:

@@ -129,9 +129,11 @@ def _model_at(root: type[BaseModel], location: Sequence[str]) -> type[BaseModel]
     for part in location:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        possible = (annotation, *get_args(annotation))  # a table may be left out: ``Table | None``
+        tables = [t for t in possible if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not tables:
             break
-        model = annotation
+        model = tables[0]
     return model
 
 

@@ -19,6 +19,7 @@ from client.check.preflight import findings
 from client.check.subject import Subject
 from client.data.report import problem_table
 from shared.errors import ConfigError, DataProblem
+from shared.processes import forbid_dumps
 
 _STYLES: Final[dict[State, str]] = {"ok": "green", "warn": "yellow", "fail": "red"}
 _SHOWN_PROBLEMS: Final = 1000
@@ -38,6 +39,7 @@ def check_command(
     Returns:
         The exit code: 0, or that of bad input if a check fails.
     """
+    forbid_dumps()  # it reads the records, and opens what is sealed
     console = Console()
     subject = Subject(config, job, datetime.now(UTC))
     plain = not as_json and not console.is_terminal

@@ -151,8 +151,9 @@ def disk_needed(subject: Subject, traffic: Traffic | None) -> int:
     data, encoder = subject.records.data, subject.encoder
     if data is None or traffic is None:
         return 0
-    pixels = sum(split.pixels.size for split in data.splits.values())
-    kept = sum(file.stat().st_size for file in subject.settings.site.pixels.glob("pixels"))
+    folder = subject.settings.site.pixels
+    pixels = sum(split.pixels.size for split in data.splits.values()) if folder else 0
+    kept = sum(file.stat().st_size for file in folder.glob("pixels")) if folder else 0
     own = Sizes(subject.job, encoder.layout, data.name, data.towers)
     personal = own.factors(("A", "B"), subject.job.personalize.rank)
     # A file that is replaced is there twice for a moment.

@@ -7,6 +7,7 @@ from typing import Final
 
 from client.check import agreement, forecast, machine, membership, network
 from client.check.finding import Finding, NotCheckedError
+from client.check.sealing import judge_sealing
 from client.check.subject import Subject
 from client.policy_commands import against
 from client.provisioning.folder import FOLDER
@@ -84,6 +85,10 @@ def _modes(subject: Subject) -> Finding:
     identity = subject.home / FOLDER
     files = machine.private_files(subject.config, settings.policy, state, place, identity)
     return machine.judge_modes(files, os.geteuid())
+
+
+def _sealing(subject: Subject) -> Finding:
+    return judge_sealing(subject.settings)
 
 
 def _socket(subject: Subject) -> Finding:
@@ -177,6 +182,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check("versions", _versions),
     Check("device", _device),
     Check("file modes", _modes),
+    Check("sealing", _sealing),
     Check("socket", _socket),
     Check("agent", _agents),
     Check("policy", _policy),

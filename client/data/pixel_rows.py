@@ -130,6 +130,7 @@ class PixelRows:
                     return self._move(FileRows(self._folder, shape))
             except StorageError as error:
                 self._give_up_file(error, shape)
+        _check_memory(shape)
         with self._explained(shape):
             return self._move(_MemoryRows(shape))
 
@@ -148,10 +149,9 @@ class PixelRows:
 
     def _give_up_file(self, error: StorageError, shape: Shape) -> None:
         """Say that memory has to do, unless that is too small as well."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if math.prod(shape) > memory:
+        if math.prod(shape) > _memory():
             raise StorageError(
-                f"{error}; they do not fit into this machine's memory of {size(memory)} either; "
+                f"{error}; they do not fit into this machine's memory of {size(_memory())} either; "
                 "make room there, or give the site a folder on a larger disk"
             ) from None
         if self._folder not in _told:
@@ -175,3 +175,22 @@ class PixelRows:
             "layout": [held.get(row) for row in range(self.count)],
             "grey": [number[digest] for digest in sorted(self._grey)],
         }
+
+
+def _memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(shape: Shape) -> None:
+    """Raise if rows cannot be in memory; the system would promise it, and end the process later.
+
+    Raises:
+        StorageError: If so.
+    """
+    if math.prod(shape) > _memory():
+        raise StorageError(
+            f"the site's prepared pictures take {size(math.prod(shape))}, and this machine has "
+            f"{size(_memory())} of memory; a sealed site keeps them on an encrypted disk with "
+            'pictures = "disk" in [sealing]'
+        )

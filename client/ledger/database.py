@@ -23,9 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from client.vault import Vault
+from client.keeping import Keeping
 from shared.errors import IdentityError, RefusedError
-from shared.files import write_atomic
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MAGIC: Final = b"consilia ledger 1\n"
@@ -39,12 +38,12 @@ class LedgerFile:
 
     Args:
         path: The file.
-        vault: Seals it; without one it is readable by whoever can read the file.
+        keeping: How private files are kept.
     """
 
-    def __init__(self, path: Path, vault: Vault | None) -> None:
+    def __init__(self, path: Path, keeping: Keeping) -> None:
         self.path = path
-        self._vault = vault
+        self._keeping = keeping
 
     @contextmanager
     def session(self) -> Iterator[tuple[Session, sqlite3.Connection]]:
@@ -77,14 +76,11 @@ class LedgerFile:
         """
         tables = memory.serialize()
         content = _MAGIC + hashlib.sha256(tables).digest() + tables
-        if self._vault is None:
-            write_atomic(self.path, content, mode=0o600)
-        else:
-            self._vault.seal(self.path, content, _RUN)
+        self._keeping.write(self.path, content, _RUN)
 
     def _content(self) -> bytes:
         try:
-            content = self.path.read_bytes() if self._vault is None else self._vault.read(self.path)
+            content = self._keeping.read(self.path)
         except (OSError, IdentityError) as error:
             raise ledger_refused(f"{self.path}: cannot be opened ({error})") from None
         start = len(_MAGIC) + _DIGEST_BYTES

@@ -21,13 +21,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from client.audit import AuditLog
+from client.keeping import IN_THE_CLEAR, Keeping
 from client.ledger.anchor import AUDITED, LedgerEnd, last_audited
 from client.ledger.database import LedgerFile, ledger_refused
 from client.ledger.entries import FIRST, Entry, Mode, Population, Receipt, Release
 from client.ledger.tables import LedgerRow, PopulationRow, SpendRow
 from client.privacy_policy import Terms
 from client.state import private_folder
-from client.vault import Vault
 from shared.errors import RefusedError
 from shared.files import in_turn
 from shared.privacy.accountant import Spend, epsilon
@@ -57,13 +57,13 @@ class PrivacyLedger:
         folder: Holds the ledger and its anchor.
     """
 
-    def __init__(self, folder: Path, audit: AuditLog, vault: Vault | None = None) -> None:
+    def __init__(self, folder: Path, audit: AuditLog, keeping: Keeping = IN_THE_CLEAR) -> None:
         """Open the ledger, or begin one where there never was any.
 
         Args:
             folder: Of the ledger alone.
             audit: The site's audit log, which holds the ledger's end as well.
-            vault: Seals the ledger; without one it is as private as its file's mode.
+            keeping: How private files are kept.
 
         Raises:
             RefusedError: ``privacy-ledger`` if it is missing, damaged, changed or older than it
@@ -73,7 +73,7 @@ class PrivacyLedger:
         private_folder(folder)
         self.folder = folder
         self._audit = audit
-        self._file = LedgerFile(folder / "ledger", vault)
+        self._file = LedgerFile(folder / "ledger", keeping)
         self._anchor = folder / "anchor.json"
         with self._turn():
             if not self._file.path.exists():

@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 from shared.errors import IdentityError
-from shared.files import storage_errors, write_new
+from shared.files import write_atomic
 
 _LARGEST = 64 * 1024
 """Bytes; no key is nearly so long."""
@@ -51,5 +51,4 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         StorageError: If it cannot be written.
     """
-    with storage_errors(f"{path}: could not be written"):
-        write_new(path, content, mode=0o600)
+    write_atomic(path, content, mode=0o600)  # half a secret would look like a damaged one

@@ -24,6 +24,9 @@ FRAME_BYTES: Final = 2**20
 SALT_BYTES: Final = 32
 
 _MAGIC: Final = b"consilia sealed 1\n"
+MARK_BYTES: Final = len(_MAGIC)
+"""So many bytes tell whether a file is sealed."""
+
 _TAG_BYTES: Final = 16
 _NONCE_BYTES: Final = 12
 _LONGEST_HEADER: Final = 4096

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from client.agent_process import _TAKEN, _private_place, own_base
+from client.agent_process import _private_place, own_base
 from client.courier import CourierSettings, courier_unit, run_courier
+from client.sealed_state import AGENT_AT_WORK
 from client.service import SocketChannel
 from client.settings import load_agent
 from shared.config import JobConfig
@@ -68,9 +69,9 @@ def test_a_jobs_paths_are_not_followed(folder):
 
 def test_one_agent_works_on_a_state(tmp_path):
     state, taken = tmp_path / "state", pytest.raises(ConfigError, match="another agent")
-    with held(state, _TAKEN), taken, held(state, _TAKEN):
+    with held(state, AGENT_AT_WORK), taken, held(state, AGENT_AT_WORK):
         pass
-    with held(state, _TAKEN):
+    with held(state, AGENT_AT_WORK):
         pass
 
 

@@ -6,8 +6,8 @@ from datetime import date
 import numpy as np
 import pytest
 
+import client.keeping
 import client.received
-import client.state
 from client.decisions import NOBODY, about_request
 from client.policy import simulation_policy
 from client.received import join_received, receive_parts
@@ -120,7 +120,7 @@ def test_an_adapter_is_read_checked_and_written_once_for_all_sites(tmp_path, mon
     count(client.received, "adapter_sha256")
     count(client.received, "check_fits")
     count(client.received, "join_parts")
-    count(client.state, "replace_private")
+    count(client.keeping, "write_atomic")
     count(JobConfig, "digest")
     count(JobConfig, "model_validate_json")
     states = [SiteState(tmp_path / str(n), held=tmp_path / "held") for n in range(20)]
@@ -137,7 +137,7 @@ def test_an_adapter_is_read_checked_and_written_once_for_all_sites(tmp_path, mon
             adapters.add(id(join_received(request, parts, LAYOUT)))
         assert len(adapters) == 1
         assert calls == {
-            "adapter_sha256": 2, "check_fits": 1, "join_parts": 1, "replace_private": 2,
+            "adapter_sha256": 2, "check_fits": 1, "join_parts": 1, "write_atomic": 2,
             "digest": 1, "model_validate_json": 1,
         }  # fmt: skip
 

@@ -8,7 +8,8 @@ import stat
 import pytest
 
 import client.vault
-from client.vault import KEYRING, Credential, KeyFile, Passphrase, Vault, sealed_file
+from client.site_key import Credential, KeyFile, Passphrase
+from client.vault import KEYRING, Vault, sealed_file
 from shared.errors import IdentityError
 from shared.security import sealing
 
@@ -32,7 +33,7 @@ def vault(tmp_path, key):
 
 def fill(vault, runs=3):
     for run in range(runs):
-        vault.seal(
+        vault.write(
             vault.folder / "personal" / f"{run}", MARKERS[0] * 50 + bytes([run]), f"run-{run}"
         )
 
@@ -62,7 +63,7 @@ def test_every_run_has_its_own_data_key(vault):
 
 def test_planted_markers_are_nowhere_on_the_disk(vault, key):
     for number, marker in enumerate(MARKERS):
-        vault.seal(vault.folder / f"{number}", marker * 100_000, "run")
+        vault.write(vault.folder / f"{number}", marker * 100_000, "run")
     secret = bytes.fromhex(key.path.read_text().strip())
     data_key = vault._unwrapped("run")
     raw = [path.read_bytes() for path in vault.folder.rglob("*") if path.is_file()]
@@ -153,7 +154,7 @@ def test_a_rotation_that_is_killed_anywhere_leaves_everything_readable(vault, ke
     for survives in range(20):
         child = os.fork()
         if child == 0:
-            _kill_after(survives)
+            kill_after(survives)
             Vault.open(vault.folder, key).rotate(new)
             os._exit(0)
         done = os.waitpid(child, 0)[1] == 0
@@ -167,7 +168,7 @@ def test_a_rotation_that_is_killed_anywhere_leaves_everything_readable(vault, ke
     assert len(outcomes) >= 3
 
 
-def _kill_after(survives):
+def kill_after(survives):
     """Let so many calls that change the disk through, and kill the process at the next."""
     left = [survives]
 
@@ -195,9 +196,9 @@ def _is_key(vault, key):
 
 def test_two_processes_may_make_data_keys(vault, key):
     other = Vault.open(vault.folder, key)
-    vault.seal(vault.folder / "a", b"a", "run-1")
-    other.seal(vault.folder / "b", b"b", "run-2")
-    other.seal(vault.folder / "c", b"c", "run-1")
+    vault.write(vault.folder / "a", b"a", "run-1")
+    other.write(vault.folder / "b", b"b", "run-2")
+    other.write(vault.folder / "c", b"c", "run-1")
     assert [vault.read(vault.folder / name) for name in "abc"] == [b"a", b"b", b"c"]
 
 
@@ -205,7 +206,7 @@ def test_a_process_that_missed_a_rotation_is_told(vault, key, tmp_path):
     other = Vault.open(vault.folder, key)
     vault.rotate(KeyFile.make(tmp_path / "new.key"))
     with pytest.raises(IdentityError, match="start again with the new one"):
-        other.seal(vault.folder / "a", b"a", "new-run")
+        other.write(vault.folder / "a", b"a", "new-run")
 
 
 def test_a_file_that_was_moved_changed_or_is_plain_does_not_open(vault):
@@ -214,8 +215,8 @@ def test_a_file_that_was_moved_changed_or_is_plain_does_not_open(vault):
     (folder / "0").rename(folder / "moved")
     (folder / "1").write_bytes((folder / "1").read_bytes()[:-1])
     (folder / "plain").write_bytes(b"plain")
-    for name in ("moved", "1", "plain"):
-        with pytest.raises(IdentityError, match="cannot be opened"):
+    for name, says in (("moved", "cannot be opened"), ("1", "cannot be opened"), ("plain", "seal")):
+        with pytest.raises(IdentityError, match=says):
             vault.read(folder / name)
     with pytest.raises(FileNotFoundError):
         vault.read(folder / "none")

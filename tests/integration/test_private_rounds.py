@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import client.patient_privacy
+from client.ledger import Population, PrivacyLedger
 from client.patient_privacy import PatientPrivacy, run_statements, spent
 from client.policy import simulation_policy
 from client.privacy_policy import PrivacyPolicy
@@ -284,3 +286,17 @@ def test_a_repeated_question_costs_nothing(small, tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "answer_together", twice)
     results = simulate(tmp_path / "run", small(), quiet())
     assert len(spent(tmp_path / "run" / "sites" / "a-pairs", results.run)) == ROUNDS
+
+
+def test_a_ledger_of_another_data_set_releases_nothing(small, asked_of, monkeypatch):
+    """As when a site's folder is put together from two sites' backups."""
+
+    def of_others(folder, audit, *how):
+        ledger = PrivacyLedger(folder, audit, *how)
+        ledger.enrol(Population("p", "d" * 64, ["a patient of somewhere else"]))
+        return ledger
+
+    monkeypatch.setattr(client.patient_privacy, "PrivacyLedger", of_others)
+    budget = PrivacyPolicy(population="p", epsilon=8.0, delta=1e-5)
+    replies, _ = asked_of(small(), privacy=budget)
+    assert reasons(replies) == {"privacy-population"}

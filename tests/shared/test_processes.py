@@ -128,3 +128,14 @@ def test_a_secret_is_its_owners_and_stays_the_same(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(content) == 64
     assert secret_file(path).read_bytes() == content
+
+
+def test_a_process_that_forbids_dumps_leaves_none_and_is_closed_to_its_user():
+    code = (
+        "import ctypes, os, resource; from shared.processes import forbid_dumps\n"
+        "is_dumpable = lambda: ctypes.CDLL(None).prctl(3)\n"
+        "before = is_dumpable(); forbid_dumps()\n"
+        "print(before, is_dumpable(), *resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["1", "0", "0", "0"]

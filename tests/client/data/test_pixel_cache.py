@@ -403,6 +403,12 @@ def test_neither_disk_nor_memory(site, cache, monkeypatch):
     assert "zebra" not in str(caught.value)
 
 
+def test_pictures_that_are_kept_in_memory_and_do_not_fit(site, monkeypatch):
+    monkeypatch.setattr(pixel_rows.os, "sysconf", lambda _: 16)
+    with pytest.raises(StorageError, match=r'take 512 bytes.*256 bytes.*pictures = "disk"'):
+        load(site.write())
+
+
 # --- several processes ---
 
 

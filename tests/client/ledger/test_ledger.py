@@ -14,11 +14,13 @@ from alembic.runtime.migration import MigrationContext
 
 from client.audit import AuditLog
 from client.audit_check import verify
+from client.keeping import IN_THE_CLEAR
 from client.ledger import Population, PrivacyLedger, Release
 from client.ledger.database import LedgerFile
 from client.ledger.tables import Table
 from client.privacy_policy import Terms
-from client.vault import KeyFile, Vault
+from client.site_key import KeyFile
+from client.vault import Vault
 from shared.errors import RefusedError, StorageError
 from shared.privacy.accountant import Spend, epsilon
 
@@ -32,7 +34,7 @@ RELEASE = Release(
 )  # fmt: skip
 
 
-def reopened(folder, vault=None):
+def reopened(folder, vault=IN_THE_CLEAR):
     return PrivacyLedger(folder / "privacy", AuditLog(folder / "audit.jsonl"), vault)
 
 
@@ -268,7 +270,7 @@ def test_a_full_disk_releases_nothing_and_counts_nothing(ledger, monkeypatch, tm
 
 
 def test_tables_are_those_of_the_migrations(tmp_path):
-    file = LedgerFile(tmp_path / "none", None)
+    file = LedgerFile(tmp_path / "none", IN_THE_CLEAR)
     with file.session() as (session, _):
         context = MigrationContext.configure(session.connection())
         assert compare_metadata(context, Table.metadata) == []
