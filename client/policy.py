@@ -19,7 +19,7 @@ from client.privacy_policy import PrivacyPolicy
 from shared.config.aggregate import AggregationRule
 from shared.config.train import PersonalizationMethod
 from shared.errors import ConfigError, RefusedError
-from shared.messages import RequestKind
+from shared.messages import TaskKind
 from shared.results import METRICS, Metric
 from shared.toml_files import first_problem, read_toml
 
@@ -83,7 +83,7 @@ class SitePolicy(BaseModel):
     expires: Annotated[date | None, BeforeValidator(_day)] = None
     coordinators: Digests = ()
     base_sha256: Digests = ()
-    requests: tuple[RequestKind | Literal["any"], ...] = ()
+    requests: tuple[TaskKind | Literal["any"], ...] = ()
     rules: tuple[AggregationRule | Literal["any"], ...] = ()
     personalization: tuple[PersonalizationMethod | Literal["any"], ...] = ()
     targets: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()

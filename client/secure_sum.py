@@ -145,6 +145,18 @@ class SecureSums:
         found = self._under_way
         return self._once(found, Stage.ADVERTISE, content, found.part.advertise)
 
+    def confirm(self, digest: bytes, asked: Asked) -> None:
+        """Raise unless the session is under way and about this request; asked before training.
+
+        Args:
+            digest: Of the session.
+            asked: What the request to train says.
+
+        Raises:
+            SecureSumError: ``secure-lost``, or ``secure-session`` if the request differs.
+        """
+        asked.check(self._known(digest).session)
+
     def share(self, digest: bytes, keys: bytes) -> bytes:
         """Return the site's shares; see ``SiteSum.share``.
 
