@@ -7,13 +7,13 @@ from pathlib import Path
 from client.policy import PolicySource
 from client.provisioning.folder import FOLDER, SiteIdentity
 from client.release import EncodedUpdate
-from client.secure_sum import Asked, SecureSums, adapter_digest
+from client.secure_sum import Asked, SecureSums
 from client.summed_once import SummedOnce
 from shared.adapter import AdapterLayout
 from shared.errors import RefusedError
 from shared.messages import Request
 from shared.ranks import filled
-from shared.secure_round import form_of, measures_of
+from shared.secure_round import adapter_digest, form_of, measures_of
 from shared.security.secagg.session import Demands
 from shared.security.secagg.vector import SiteVector
 
@@ -94,6 +94,7 @@ def asked_by(request: Request, layout: AdapterLayout) -> Asked:
         scale=request.scale,
         clip_norm=request.job.aggregate.clip_norm,
         form=form_of(layout, request.factors, request.cohort),
+        towers=tuple(sorted(request.weights)),
     )
 
 
@@ -120,12 +121,14 @@ def secure_sums_of(home: Path, state: Path, policy: PolicySource) -> SecureSums 
 
     def demands() -> Demands:
         kit, now = SiteIdentity.open(home).pinned.content, datetime.now(UTC)
+        allowed = policy.current()
         return Demands(
             site=kit.site,
             key=key.public,
             consortium=kit.consortium,
             roster={member.name: member.signing_keys(now) for member in kit.roster.members},
-            least_sites=policy.current().minimum_cohort,
+            least_sites=allowed.minimum_cohort,
+            least_summed=allowed.minimum_summed,
         )
 
     return SecureSums(key, demands, SummedOnce(state / "summed.json"))

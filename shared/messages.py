@@ -301,7 +301,10 @@ def question_of(request: RequestHeader) -> str:
     question whichever parts come with it. Another attempt at a round asks for the same, too: it
     costs the site no second training, and no second release.
     """
-    text = request.model_dump_json(exclude=_BESIDE_THE_QUESTION)
+    left_out = _BESIDE_THE_QUESTION
+    if request.kind in SECURE_KINDS:  # a stage is asked by what its session has come to
+        left_out = left_out - _OF_A_SESSION
+    text = request.model_dump_json(exclude=left_out)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,10 +1,12 @@
 """What is summed in a round of training, as site and coordinator both know it."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shared.adapter import AdapterLayout, Factor
 from shared.messages import TrainSummary
+from shared.security.canonical import canonical
 from shared.security.secagg.vector import Measure, VectorForm
 
 _LARGEST_LOSS: Final = 64.0
@@ -42,7 +44,16 @@ def measures_of(summary: TrainSummary) -> dict[str, float]:
     return found
 
 
-def mean_losses(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Return the mean losses over the sites in a sum that measured them."""
-    counts = {name: metrics[f"with_{name}"] for name in _LOSSES}
-    return {name: metrics[name] / count if count else None for name, count in counts.items()}
+def means_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean losses over the sites in a sum that measured them, and how many clipped."""
+    means = {
+        name: metrics[name] / metrics[f"with_{name}"]
+        for name in _LOSSES
+        if metrics[f"with_{name}"] > 0
+    }
+    return {**means, "clipped": metrics["clipped"]}
+
+
+def adapter_digest(parts: Mapping[str, str]) -> str:
+    """Return one digest for those of all parts of a shared adapter."""
+    return hashlib.sha256(canonical("secure-sum adapter 1", dict(parts))).hexdigest()
