@@ -1,8 +1,8 @@
-"""What the first attempt at a secure round began with; every later attempt begins with the same.
+"""What the first attempt at a secure round went by; every later attempt goes by the same.
 
 A site has one vector for one round: with another weight or scale it would have another one, and
 the difference of two sums would tell of it. And it unmasks its vector with one set of sites only.
-So both are written to the run directory before anything depends on them.
+So both are written to the run directory before a site is asked for what depends on them.
 """
 
 from typing import Final
@@ -44,7 +44,7 @@ class FirstPlans:
         self._store = store
 
     def read(self, number: int) -> FirstPlan | None:
-        """Return what the first attempt at a round began with; ``None`` if there was none.
+        """Return what the first attempt at a round went by; ``None`` if none came so far.
 
         Raises:
             StorageError: If it cannot be read.
@@ -57,16 +57,20 @@ class FirstPlans:
         except (OSError, ValidationError):
             raise StorageError(
                 f"{path}: damaged or not readable; it says what the first attempt at round "
-                f"{number} began with, and the sites take part in no other; put back a copy, or "
+                f"{number} went by, and the sites take part in no other; put back a copy, or "
                 "start the job anew with another seed"
             ) from None
 
-    def write(self, number: int, plan: FirstPlan) -> None:
-        """Write down what a round begins with.
+    def begin(self, number: int, plan: FirstPlan) -> None:
+        """Write down what a round goes by, if no attempt did; done before any site masks.
 
         Raises:
-            StorageError: If it cannot be written.
+            StorageError: If it cannot be written; then no site may be asked.
         """
+        if self.read(number) is None:
+            self._write(number, plan)
+
+    def _write(self, number: int, plan: FirstPlan) -> None:
         self._store.write_atomic(_name(number), plan.model_dump_json().encode())
 
     def note_survivors(self, number: int, survivors: tuple[str, ...]) -> None:
@@ -77,7 +81,7 @@ class FirstPlans:
         """
         known = self.read(number)
         if known is not None and known.survivors != survivors:
-            self.write(number, known.model_copy(update={"survivors": survivors}))
+            self._write(number, known.model_copy(update={"survivors": survivors}))
 
 
 def _name(number: int) -> str:

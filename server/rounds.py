@@ -53,7 +53,7 @@ _TELLING = 20
 _PAUSE_SECONDS = 2.0
 _MOST_ABORTED = 3
 """So many sessions of secure aggregation in a row may come to nothing before the run gives up."""
-_MAY_PASS = frozenset({"quorum", "secure-too-few"})
+_MAY_PASS = frozenset({"quorum", "secure-too-few", "secure-tower"})
 """Why a round failed that may succeed once sites are back."""
 
 

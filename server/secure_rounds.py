@@ -131,6 +131,7 @@ class SecureRounds:
         self._plans = plans
         self._layout = layout
         self._steady: tuple[int, frozenset[str]] = (0, frozenset())
+        self._first = FirstPlan(weights={}, scale=1.0)
 
     def await_for(self, number: int) -> None:
         """Say which sites a round cannot do without, before it waits for sites."""
@@ -139,17 +140,18 @@ class SecureRounds:
         self._roster.required = frozenset(first.survivors or ()) if first else frozenset()
 
     def plan(self, plan: RoundPlan) -> RoundPlan:
-        """Return the plan of an attempt: weights and scale are those of the first one.
+        """Return the plan of an attempt: weights and scale of the first one that masked anything.
+
+        Sites that were lost in the attempt before are left out, if the others are enough.
 
         Raises:
-            StorageError: If what the first attempt began with cannot be written or read.
+            StorageError: If what that attempt began with cannot be read.
         """
         first = self._plans.read(plan.round)
         if first is None:
             weights = {site: dict(plan.weights[site]) for site in plan.asked}
             first = FirstPlan(weights=weights, scale=plan.scale)
-            self._plans.write(plan.round, first)
-            return plan
+        self._first = first
         whole = self._job.aggregate.cohort is None
         if first.survivors is not None:  # some may have unmasked the sum over these already
             again = planned_before(plan, self._roster, first, first.survivors, everyone=whole)
@@ -238,8 +240,6 @@ class SecureRounds:
         strangers = sorted(site for site, key in keys.items() if key is None)
         if strangers:
             raise SecureSumError("secure-roster", f"{strangers[0]}: is not in the roster")
-        first = self._plans.read(plan.round)
-        weights = first.weights if first else plan.weights
         try:
             session = Session(
                 consortium=self._members.consortium,
@@ -253,10 +253,12 @@ class SecureRounds:
                 entries=form.entries,
                 scale=request.scale,
                 clip_norm=self._job.aggregate.clip_norm,
-                total_weight=_heaviest(weights.values()),
+                total_weight=_heaviest(self._first.weights.values()),
                 threshold=max(least_threshold(len(plan.asked)), plan.quorum),
                 participants=tuple(
-                    Participant(name=site, key=str(keys[site]), towers=tuple(sorted(plan.weights[site])))
+                    Participant(
+                        name=site, key=str(keys[site]), towers=tuple(sorted(plan.weights[site]))
+                    )
                     for site in sorted(plan.asked)
                 ),
             )
@@ -286,6 +288,8 @@ class SecureRounds:
                 self._roster.note(answer)
                 self._take(server, answer, number, course)
             questions = server.close()
+            if stage is Stage.SHARE:
+                self._plans.begin(number, self._first)
             if stage is Stage.MASK:
                 survivors = tuple(sorted(questions))
                 self._check_survivors(number, session, survivors)
