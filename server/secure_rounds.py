@@ -157,9 +157,16 @@ class SecureRounds:
             again = planned_before(plan, self._roster, first, first.survivors, everyone=whole)
             return replace(again, quorum=len(first.survivors))
         number, steady = self._steady
-        if number == plan.round and len(steady) >= max(LEAST_SITES, plan.quorum):
+        if number == plan.round and self._enough(steady, plan.quorum):
             return planned_before(plan, self._roster, first, steady, everyone=whole)
         return planned_before(plan, self._roster, first, first.weights, everyone=whole)
+
+    def _enough(self, sites: Collection[str], quorum: int) -> bool:
+        """Return whether a sum over some sites would be over enough of them, in every tower."""
+        weights = [self._first.weights[site] for site in sites]
+        in_towers = [sum(tower in each for each in weights) for tower in TOWERS]
+        alone = any(0 < training < LEAST_SITES for training in in_towers)
+        return len(sites) >= max(LEAST_SITES, quorum) and not alone
 
     def sum(self, opened: OpenRound) -> Iterator[AdapterUpdate]:
         """Carry a session out, and yield the sum of its changes as one update.

@@ -60,10 +60,7 @@ def statements(results: Results) -> list[tuple[str, str, list[tuple[str, list[st
 def about_sums(results: Results) -> str:
     """Return what the coordinator got of the sites' changes, as sentences."""
     if not results.secure_aggregation:
-        return (
-            "Secure aggregation was off: the coordinator got every site’s own change of the "
-            "shared adapter, its losses and gradient norms."
-        )
+        return "Secure aggregation was off: the coordinator saw what every single site sent."
     return (
         "Secure aggregation was on: in every round the coordinator got the sum of the sites’ "
         "changes, weights and losses, and no site’s own. What the sum itself tells is not hidden, "
