@@ -27,6 +27,7 @@ from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Tower
 from shared.config import JobConfig
 from shared.errors import QuorumError, SecureSumError
 from shared.messages import RequestKind, part_digests
+from shared.results import ParticipationState
 from shared.secure_round import adapter_digest, form_of, means_of
 from shared.security.secagg.coordinator import CoordinatorSum, SecureTotal
 from shared.security.secagg.session import LEAST_SITES, Participant, Session, least_threshold
@@ -192,6 +193,8 @@ class SecureRounds:
             # One that was lost after its vector had come is in the sum all the same.
             inside = replace(answer, state="in", reason=None)
             opened.add(inside if site in total.survivors else answer, self._roster.sites[site])
+        for site in total.suspects:
+            self._tell_lost(opened.plan.round, site, "secure-share", "refused")
         opened.means = means_of(update.metrics)
         yield update
 
@@ -342,18 +345,28 @@ class SecureRounds:
                 answer = replace(answer, state="refused", reason=error.reason)
         course.add(answer)
         if answer.state != "in":
-            self._events.emit(
-                "site-dropped",
-                round_number=number,
-                site=answer.site,
-                reason=answer.reason,
-                state=answer.state,
-                about=list(answer.detail),
-            )
+            self._tell_lost(number, answer.site, answer.reason, answer.state, answer.detail)
         elif stage is Stage.MASK:
             self._events.emit(
                 "site-replied", round_number=number, site=answer.site, seconds=answer.seconds
             )
+
+    def _tell_lost(
+        self,
+        number: int,
+        site: str,
+        reason: str | None,
+        state: ParticipationState,
+        about: Collection[str] = (),
+    ) -> None:
+        self._events.emit(
+            "site-dropped",
+            round_number=number,
+            site=site,
+            reason=reason,
+            state=state,
+            about=list(about),
+        )
 
 
 def _heaviest(weights: Collection[Mapping[Tower, int]]) -> int:

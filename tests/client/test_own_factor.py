@@ -10,7 +10,7 @@ from client.own_factor import OwnFactor, of_kinds, with_own
 from client.personalization import PersonalTask
 from client.personalization.own_factor import own_factor
 from client.policy import simulation_policy
-from client.release import REFUSALS, Answer, release_update
+from client.release import REFUSALS, Answer, encode_update, release_update
 from shared.adapter import AdapterLayout, LayerShape, SharedAdapter, factor_name
 from shared.config import parse_job
 from shared.errors import StorageError, TrainingError
@@ -101,10 +101,9 @@ def test_a_change_with_b_in_it_never_leaves_in_no_part(tmp_path, asked):
     change = {factor_name("v", f): np.ones(shapes[factor_name("v", f)], "f4") for f in asked}
     log = tmp_path / "audit.jsonl"
     with pytest.raises(TrainingError) as caught:
-        release_update(
-            Answer("north", asking), change, LAYOUT, TrainSummary(loss=1.0), simulation_policy(),
-            AuditLog(log),
-        )  # fmt: skip
+        said, summary = Answer("north", asking), TrainSummary(loss=1.0)
+        update = encode_update(said, change, LAYOUT, summary, simulation_policy())
+        release_update(said, update, AuditLog(log))
     assert caught.value.reason == "private-factor"
     assert str(caught.value) == REFUSALS["private-factor"]
     assert not log.exists() or not log.read_text()

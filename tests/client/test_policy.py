@@ -152,7 +152,7 @@ EXCHANGE = {
             {"require_secure_aggregation": True},
             request(),
             "policy-secure-aggregation",
-            "privacy",
+            "privacy.secure_aggregation",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """The toy federation with the real protocol of secure aggregation, and every byte of it noted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,10 @@ ON = {"secure_aggregation": True}
 
 @dataclass
 class SecureSite(FakeSite):
-    """A fake site that knows the protocol; ``restart`` is what a new process would know."""
+    """A fake site that knows the protocol; ``restart`` is what a new process would know.
+
+    ``vector`` and ``change_message`` are what a hostile one puts into the sum, and says.
+    """
 
     folder: Any = None
     knows: tuple[str, ...] = NAMES
@@ -32,7 +36,8 @@ class SecureSite(FakeSite):
     refused: list[str] = field(default_factory=list)
     bytes_seen: list[bytes] = field(default_factory=list)
     planted: list[bytes] = field(default_factory=list)
-    vector: Any = lambda update: update  # noqa: E731 - what a hostile site puts into the sum
+    vector: Callable[[EncodedUpdate], EncodedUpdate] = lambda update: update
+    change_message: Callable[[str, bytes], bytes] = lambda kind, message: message
 
     def __post_init__(self) -> None:
         self.restart()
@@ -75,7 +80,7 @@ class SecureSite(FakeSite):
             self.refused.append(error.reason)
             said = {"status": "refused", "reason": error.reason}
             return encode(reply.model_copy(update=said))
-        return encode(reply, stage_tensors(message))
+        return encode(reply, stage_tensors(self.change_message(request.kind, message)))
 
 
 def secure_sites(folder, names=NAMES, **changes) -> list[SecureSite]:

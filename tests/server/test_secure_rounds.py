@@ -1,5 +1,6 @@
 """Rounds on sums alone: the same bits, whoever drops out when, and nothing of a single site."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.server.secure_federation import (
 
 from server.provisioning.identity import coordinator_identity
 from shared.errors import ConfigError, InterruptedRunError, QuorumError, StorageError
-from shared.messages import decode_request
+from shared.messages import decode_reply, decode_request, encode
 
 RULES = {
     "altfold": {"rule": "altfold"},
@@ -270,3 +271,96 @@ def test_a_damaged_first_plan_stops_the_run(tmp_path):
     run.on_push = None
     with pytest.raises(StorageError, match="first attempt at round 2"):
         run.run()
+
+
+# --- whoever does not keep the protocol ------------------------------------------------------
+
+
+def asked_of(site, kind, number):
+    """What a site was asked at a stage of a round, as bytes."""
+    bodies = site.bytes_seen[::2]
+    return next(
+        body
+        for body in bodies
+        if (decode_request(body)[0].kind, decode_request(body)[0].round) == (kind, number)
+    )
+
+
+def again(site, body, **changes):
+    """Ask a site once more; return the reason why it refuses, if it does."""
+    request, tensors = decode_request(body)
+    answer = site.handle(encode(request.model_copy(update=changes), dict(tensors)))
+    reply = decode_reply(answer)[0]
+    return reply.reason if reply.status == "refused" else reply.status
+
+
+def test_replayed_requests_of_any_stage_give_nothing_new(tmp_path):
+    run = secured(tmp_path, rounds=2)
+    run.run()
+    site = run.sites[0]
+    first = {kind: asked_of(site, kind, 1) for kind in STAGES}
+    last = {kind: asked_of(site, kind, 2) for kind in STAGES}
+    given = list(site.bytes_seen)
+    # The session of round 2 is the one that is over: the very same question, the same answer.
+    assert again(site, last["secure-unmask"]) == "ok"
+    assert site.bytes_seen[-1] in given
+    # Of the round before nothing is left.
+    for kind in STAGES[1:]:
+        assert again(site, first[kind]) == "secure-lost"
+    # Its session begins anew, with other keys, and what was said in it before does not fit.
+    assert again(site, first["secure-keys"]) == "ok"
+    assert site.bytes_seen[-1] not in given
+    assert again(site, first["secure-shares"]) == "secure-keys"
+
+
+def test_a_second_request_to_unmask_ends_the_session(tmp_path):
+    run = secured(tmp_path, rounds=1)
+    run.on_push = losing((NAMES[4], "secure-agree", 1, None))
+    run.run()
+    site = run.sites[0]
+    body = asked_of(site, "secure-unmask", 1)
+    question = decode_request(body)[0].stage_message
+    other = base64.b64encode(question[:-1] + bytes([question[-1] ^ 1])).decode()
+    assert again(site, body, stage=other) == "secure-stage"
+    assert again(site, body) == "secure-lost"  # not even the first one is answered any more
+
+
+def test_other_survivors_than_it_agreed_upon_get_no_share_of_a_site(tmp_path):
+    """Who is said to have survived decides which of two shares a site gives; it says so once."""
+    run = secured(tmp_path, rounds=1)
+    lies = []
+
+    def lying(site, request):
+        if request.kind == "secure-unmask" and site.name == NAMES[0] and not lies:
+            body = asked_of(site, "secure-agree", 1)
+            message = decode_request(body)[0].stage_message
+            # The last of five is said to be lost, so that its other share would be given.
+            fewer = message[:38] + (4).to_bytes(2, "big") + message[40:48]
+            lies.append(again(site, body, stage=base64.b64encode(fewer).decode()))
+
+    run.on_push = lying
+    outcome = run.run()
+    assert lies == ["secure-stage"]
+    assert outcome.sites[NAMES[0]].participation[0].state == "in"  # the others unmasked it
+    assert run.sites[0].refused == ["secure-stage", "secure-lost"]
+
+
+def test_a_share_that_was_tampered_with_is_found_and_its_site_named(tmp_path):
+    plain = secured(tmp_path / "plain", on=False, rounds=1).run()
+    for liars, reason in ((1, None), (2, "secure-share")):
+        sites = secure_sites(tmp_path / str(liars))
+        for site in sites[:liars]:
+            site.change_message = tampered
+        run = secured(tmp_path / str(liars), sites, rounds=1)
+        if reason:
+            with pytest.raises(QuorumError, match=reason):
+                run.run()
+            continue
+        assert run.run().shared.sha256() == plain.shared.sha256()
+        told = [e for e in run.events if e.kind == "site-dropped"]
+        assert [(e.site, e.values["reason"]) for e in told] == [(NAMES[0], "secure-share")]
+
+
+def tampered(kind, message):
+    """A site that gives out shares that are none."""
+    return message[:-8] + bytes(8) if kind == "secure-unmask" else message
