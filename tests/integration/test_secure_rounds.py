@@ -53,10 +53,10 @@ def folder(tmp_path_factory, site_of):
 
 @pytest.fixture(scope="module")
 def make_job(folder, small_job):
-    def make(on=True, **tables):
+    def make(on=True, rounds=3, **tables):
         tree = small_job.model_dump(mode="json", include={"name", "lora", "model"})
         tree |= {
-            "rounds": 3,
+            "rounds": rounds,
             "train": {"steps": 2, "batch_size": 8},
             "data": {"folder": str(folder)},
             "aggregate": {"rule": "altfold", "fold_every": 2},
@@ -109,18 +109,21 @@ def test_simulated_sites_run_the_protocol_and_no_bit_differs(secure, plain):
     assert len(keys) == 3 * len(KINDS)
 
 
+OWN = {"personalize": {"method": "own-factor"}}
+
+
 @pytest.mark.parametrize(
-    "aggregate",
+    "tables",
     [
-        {"rule": "ffa"},
-        {"rule": "fedavg", "fold_every": 0},
-        {"rule": "fedavg", "fold_every": 0, "server_optimizer": "adam"},
-        {"rule": "fedsa", "fold_every": 0},
+        {"aggregate": {"rule": "ffa"}},
+        {"aggregate": {"rule": "fedavg", "fold_every": 0}},
+        {"aggregate": {"rule": "fedavg", "fold_every": 0, "server_optimizer": "adam"}},
+        {"aggregate": {"rule": "fedsa", "fold_every": 0}, **OWN},
+        {"lora": {"ranks": {"a-pairs": 2}}},
+        {"aggregate": {"cohort": 4}},
     ],
 )
-def test_no_bit_differs_with_any_rule_that_needs_the_sum_only(make_job, tmp_path, aggregate):
-    own = {"method": "own-factor"} if aggregate["rule"] == "fedsa" else {}
-    tables = {"aggregate": aggregate, "personalize": own}
+def test_no_bit_differs_with_anything_that_needs_the_sum_only(make_job, tmp_path, tables):
     found = [
         carry_out(tmp_path / str(on) / "run", make_job(on=on, **tables)) for on in (True, False)
     ]
@@ -149,7 +152,7 @@ def test_run_and_report_say_what_the_coordinator_got(secure, plain, tmp_path):
     assert json.loads((run / "results.json").read_text())["secure_aggregation"] is True
     page = write_report(run).read_text()
     assert "Secure aggregation was on" in page
-    assert "nothing of a single site" not in page
+    assert "readable as their sum only" in page
 
 
 def test_a_planted_change_is_in_no_byte_that_the_coordinator_has(make_job, tmp_path, monkeypatch):
@@ -212,6 +215,21 @@ def test_a_site_away_in_every_round_leaves_the_sum_over_the_others(
     without = carry_out(tmp_path / "plain" / "run", make_job(on=False))
     assert results.adapter_sha256 == without.adapter_sha256 != plain.adapter_sha256
     assert states == ["missing"] * 3
+
+
+def test_with_differential_privacy_not_even_the_mean_loss_is_told(
+    make_job, tmp_path, site_of
+):
+    write_site(tmp_path / "public", site_of("public", counts=(24, 8, 8), seed=9))
+    job = make_job(
+        proxy={"folder": str(tmp_path / "public")},
+        privacy={"differential_privacy": True, "epsilon": 8.0},
+        aggregate={"weighting": "equal"},
+    )
+    results = carry_out(tmp_path / "run", job)
+    assert results.status == "finished"
+    assert [(cost.loss, cost.validation_loss) for cost in results.round_costs] == [(None, None)] * 3
+    assert all(statement.claim is not None for statement in results.privacy.values())
 
 
 def test_two_sites_are_too_few(folder, make_job, tmp_path):
