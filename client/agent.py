@@ -96,7 +96,7 @@ class SiteAgent:
         sums: What the site does in secure sums; without it, it takes part in none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - everything that a site consists of
         self,
         settings: SiteSettings,
         policy: PolicySource,

@@ -39,7 +39,7 @@ SECURE_REFUSALS: Final[Mapping[str, str]] = {
     "secure-too-few": "too few sites are left in the session of secure aggregation",
     "secure-form": "the change does not have the form of the session",
     "secure-range": "a weight or measure does not fit the session",
-    "secure-other-sum": "the site unmasked another sum of this round before, and does so once only",
+    "secure-other-sum": "the site unmasked another sum of this round before, and does so once",
 }
 """The sentences that may leave a site, by reason code."""
 
@@ -54,7 +54,7 @@ class Asked:
         attempt: Which attempt at it.
         base: sha256 of the base.
         job: sha256 of the job.
-        adapter: sha256 of the digests of all parts that the site received (``shared.secure_round``).
+        adapter: sha256 of the parts that the site received (``shared.secure_round``).
         scale: Fixed-point steps per unit.
         clip_norm: The job's; the site clips to its own limit if that is lower.
         form: What the site's vector looks like.

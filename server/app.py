@@ -25,7 +25,7 @@ from server.proxy.step import Distiller
 from server.questions import Persistence
 from server.rounds import RoundEngine, RunOutcome
 from server.run_files import is_locked
-from server.secure_rounds import Members
+from server.secure_session import Members
 from server.signed_post import CoordinatorIdentity
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig

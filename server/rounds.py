@@ -32,7 +32,8 @@ from server.questions import Answer, Persistence
 from server.records import RoundRecord, RunStatus
 from server.roster import Roster
 from server.run_files import DamagedCheckpointError
-from server.secure_rounds import AbortedSumError, Members, SecureRounds
+from server.secure_rounds import AbortedSumError, SecureRounds
+from server.secure_session import Members
 from server.signed_post import CoordinatorIdentity, SignedPost
 from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
@@ -128,10 +129,8 @@ class RoundEngine:
                 "privacy.secure_aggregation: sites must know one another's keys, and there is no "
                 "consortium here; make one with `consilia server init`, or leave it out"
             )
-        plans, exchange = FirstPlans(self.store), self._exchange
-        return SecureRounds(
-            self.job, self.members, exchange, self._roster, self._events, plans, self.layout
-        )
+        plans = FirstPlans(self.store)
+        return SecureRounds(self.job, self.members, self._roster, plans, self.layout)
 
     def run(self) -> RunOutcome:
         """Carry the job out.

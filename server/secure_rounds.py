@@ -8,31 +8,27 @@ and unmasks it with one set of sites only.
 """
 
 import base64
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pydantic import ValidationError
-
-from server.events import EventLog
-from server.exchange import Exchange
 from server.first_plan import FirstPlan, FirstPlans
 from server.opened import OpenRound
 from server.planning import RoundPlan, StageOfRound, planned_before
 from server.questions import Answer, Question
 from server.records import ABORTED, SPOILED
 from server.roster import Roster
+from server.secure_session import Members, session_of
 from server.sum_gate import objection_to_sum
 from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Tower
 from shared.config import JobConfig
 from shared.errors import QuorumError, SecureSumError
-from shared.messages import RequestKind, part_digests
+from shared.messages import RequestKind
 from shared.results import ParticipationState
-from shared.secure_round import adapter_digest, form_of, means_of
+from shared.secure_round import form_of, means_of
 from shared.security.secagg.coordinator import CoordinatorSum, SecureTotal
-from shared.security.secagg.session import LEAST_SITES, Participant, Session, least_threshold
+from shared.security.secagg.session import LEAST_SITES, Session
 from shared.security.secagg.site import Stage
-from shared.security.secagg.vector import VectorForm
 
 _KINDS: Final[Mapping[Stage, RequestKind]] = {
     Stage.ADVERTISE: "secure-keys",
@@ -44,19 +40,6 @@ _KINDS: Final[Mapping[Stage, RequestKind]] = {
 _MESSAGE_BYTES: Final = 4096
 _BYTES_BY_SITE: Final = 512
 """More than any message but the vector holds for one site."""
-
-
-@dataclass(frozen=True)
-class Members:
-    """Who may take part in secure sums.
-
-    Attributes:
-        consortium: Its number.
-        key_of: Returns the public key that a site signs with now; ``None`` for a stranger.
-    """
-
-    consortium: str
-    key_of: Callable[[str], str | None]
 
 
 class AbortedSumError(QuorumError):
@@ -107,9 +90,7 @@ class SecureRounds:
     Args:
         job: With ``privacy.secure_aggregation``.
         members: Who may take part.
-        exchange: Asks the sites.
-        roster: Knows them.
-        events: Told of what happens.
+        roster: Knows the sites.
         plans: Remember the first attempt at every round.
         layout: Which layers carry an adapter.
     """
@@ -118,17 +99,15 @@ class SecureRounds:
         self,
         job: JobConfig,
         members: Members,
-        exchange: Exchange,
         roster: Roster,
-        events: EventLog,
         plans: FirstPlans,
         layout: AdapterLayout,
     ) -> None:
         self._job = job
         self._members = members
-        self._exchange = exchange
+        self._exchange = roster.exchange
         self._roster = roster
-        self._events = events
+        self._events = roster.events
         self._plans = plans
         self._layout = layout
         self._steady: tuple[int, frozenset[str]] = (0, frozenset())
@@ -179,7 +158,7 @@ class SecureRounds:
         form = form_of(self._layout, opened.asking.request.factors, len(opened.plan.asked))
         course = _Course()
         try:
-            session = self._session(opened, form)
+            session = session_of(opened.plan, opened.asking, self._first, self._members, form)
             total = self._carry_out(opened, session, course)
             update = form.read(total.total, session.scale)
         except SecureSumError as error:
@@ -208,9 +187,7 @@ class SecureRounds:
                 answer = replace(answer, state="idle", reason=ABORTED)
             opened.add(answer, self._roster.sites[site])
 
-    def _gate(
-        self, opened: OpenRound, update: AdapterUpdate, survivors: Collection[str]
-    ) -> None:
+    def _gate(self, opened: OpenRound, update: AdapterUpdate, survivors: Collection[str]) -> None:
         """Raise unless a sum is one that honest sites can have made.
 
         Raises:
@@ -232,51 +209,6 @@ class SecureRounds:
             f"sites make that follow the protocol ({reason}); which of them spoiled it cannot be "
             "told from a sum; look at the sites, or start the job anew without secure aggregation"
         )
-
-    def _session(self, opened: OpenRound, form: VectorForm) -> Session:
-        """Return what the sites are to agree upon.
-
-        Raises:
-            SecureSumError: ``secure-too-few``, ``secure-roster`` or ``secure-session``.
-        """
-        plan, request = opened.plan, opened.asking.request
-        if len(plan.asked) < max(LEAST_SITES, plan.quorum):
-            raise SecureSumError(
-                "secure-too-few",
-                f"{len(plan.asked)} sites are there, expected at least "
-                f"{max(LEAST_SITES, plan.quorum)}",
-            )
-        keys = {site: self._members.key_of(site) for site in plan.asked}
-        strangers = sorted(site for site, key in keys.items() if key is None)
-        if strangers:
-            raise SecureSumError("secure-roster", f"{strangers[0]}: is not in the roster")
-        try:
-            session = Session(
-                consortium=self._members.consortium,
-                run=request.run,
-                round=request.round,
-                attempt=request.attempt,
-                base=request.base_sha256,
-                job=request.job_sha256,
-                adapter=adapter_digest(part_digests(opened.asking.shared)),
-                form=form.digest,
-                entries=form.entries,
-                scale=request.scale,
-                clip_norm=self._job.aggregate.clip_norm,
-                total_weight=_heaviest(self._first.weights.values()),
-                threshold=max(least_threshold(len(plan.asked)), plan.quorum),
-                participants=tuple(
-                    Participant(
-                        name=site, key=str(keys[site]), towers=tuple(sorted(plan.weights[site]))
-                    )
-                    for site in sorted(plan.asked)
-                ),
-            )
-        except ValidationError as error:
-            raise SecureSumError("secure-session", error.errors()[0]["msg"]) from None
-        for site in plan.asked:
-            session.check_towers(site, plan.asked)
-        return session
 
     def _carry_out(self, opened: OpenRound, session: Session, course: _Course) -> SecureTotal:
         """Carry out all stages.
@@ -320,17 +252,14 @@ class SecureRounds:
         trains = stage is Stage.MASK
         return replace(question, forecast=plan.forecasts.get(site) if trains else None)
 
-    def _check_survivors(
-        self, number: int, session: Session, survivors: tuple[str, ...]
-    ) -> None:
+    def _check_survivors(self, number: int, session: Session, survivors: tuple[str, ...]) -> None:
         """Raise if the sites would not unmask the sum that could be had now."""
         first = self._plans.read(number)
         if first is not None and first.survivors not in (None, survivors):
             raise SecureSumError(
                 "secure-other-sum",
                 "the sum over other sites may have been unmasked in an attempt before, and a site "
-                "unmasks one only; all of those are needed: "
-                + ", ".join(first.survivors or ()),
+                "unmasks one only; all of those are needed: " + ", ".join(first.survivors or ()),
             )
         for site in survivors:
             session.check_towers(site, survivors)
@@ -367,9 +296,3 @@ class SecureRounds:
             state=state,
             about=list(about),
         )
-
-
-def _heaviest(weights: Collection[Mapping[Tower, int]]) -> int:
-    """Return the largest sum of weights of a tower; the round's scale is made for it."""
-    sums = [sum(each.get(tower, 0) for each in weights) for tower in TOWERS]
-    return max(1, *sums)

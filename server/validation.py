@@ -178,7 +178,8 @@ def _not_yet(reply: Reply) -> Rejected:
 
 def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejected:
     """Check the content of a reply that belongs to its question and says ``ok``."""
-    reason = _content(reply, tensors, expected)
+    check = _stage if expected.message_bytes else _content
+    reason = check(reply, tensors, expected)
     if reason:
         return Rejected(reason, reply)
     if expected.message_bytes:
@@ -232,8 +233,6 @@ def _binding(reply: Reply, expected: Expected) -> str | None:
 
 
 def _content(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
-    if expected.message_bytes:
-        return _stage(reply, tensors, expected)
     if expected.kind == "train":
         bad = _tensors(tensors, expected) or _assigned(reply, expected)
         return bad or _summary(reply, expected)
@@ -252,10 +251,10 @@ def _stage(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
     """Check the envelope of a message of secure aggregation, and that nothing is beside it."""
     if tensors.form.by_name.keys() != {STAGE_MESSAGE}:
         return TENSOR_NAMES
-    place = tensors.form.by_name[STAGE_MESSAGE]
-    if place.dtype != np.uint8:
+    _, dtype, shape, _, entries = tensors.form.by_name[STAGE_MESSAGE]
+    if dtype != np.uint8:
         return TENSOR_DTYPE
-    if len(place.shape) != 1 or not 0 < place.entries <= expected.message_bytes:
+    if len(shape) != 1 or not 0 < entries <= expected.message_bytes:
         return TENSOR_SHAPE
     told = (reply.summary, reply.description, reply.evaluation, reply.weights or None)
     if any(each is not None for each in told):

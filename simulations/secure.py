@@ -11,7 +11,7 @@ from client.policy import SitePolicy
 from client.secure_sum import SecureSums
 from client.settings import SiteSettings
 from client.summed_once import SummedOnce
-from server.secure_rounds import Members
+from server.secure_session import Members
 from shared.security.secagg.session import LEAST_SITES, Demands
 from shared.security.signing import SigningKey
 

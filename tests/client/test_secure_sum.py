@@ -257,9 +257,7 @@ def test_a_sum_in_which_too_few_are_left_with_a_tower_is_not_unmasked(tmp_path):
     text = dataclasses.replace(asked, towers=("text",))
     works = lab.train
     lab.train = lambda name: (
-        works(name)
-        if lab.towers[name] == ("image",)
-        else SiteVector({}, {}, {"loss": 0.5})
+        works(name) if lab.towers[name] == ("image",) else SiteVector({}, {}, {"loss": 0.5})
     )
     for stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK):
         for name in lab.names:

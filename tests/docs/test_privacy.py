@@ -6,7 +6,6 @@ from pathlib import Path
 
 from client.privacy_policy import PrivacyPolicy
 from client.release import REFUSALS
-from client.secure_sum import SECURE_REFUSALS
 from shared.privacy.accountant import site_level_price
 from shared.privacy.objections import _RULES
 from shared.privacy.statement import NO_CLAIM, NOT_COVERED
@@ -31,12 +30,6 @@ def test_every_refusal_about_privacy_is_explained():
     codes = {code for code in REFUSALS if code.startswith("privacy-")}
     assert codes == {f"privacy-{what}" for what in ("plan", "budget", "ledger", "population")}
     assert all(f"`{code}`" in PAGE for code in codes)
-
-
-def test_every_refusal_of_secure_aggregation_is_explained():
-    table = PAGE.split("## Secure aggregation")[1].split("\n## ")[0].split("| code |")[1]
-    rows = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
-    assert set(re.findall(r"`([a-z-]+)`", rows)) == set(SECURE_REFUSALS)
 
 
 def test_the_price_of_hiding_a_site_is_the_one_that_is_printed():

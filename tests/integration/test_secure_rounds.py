@@ -217,9 +217,7 @@ def test_a_site_away_in_every_round_leaves_the_sum_over_the_others(
     assert states == ["missing"] * 3
 
 
-def test_with_differential_privacy_not_even_the_mean_loss_is_told(
-    make_job, tmp_path, site_of
-):
+def test_with_differential_privacy_not_even_the_mean_loss_is_told(make_job, tmp_path, site_of):
     write_site(tmp_path / "public", site_of("public", counts=(24, 8, 8), seed=9))
     job = make_job(
         proxy={"folder": str(tmp_path / "public")},
@@ -309,9 +307,7 @@ def run_deployed(deployed, run, sockets, job):
         with store, history, LocalGrid(couriers) as grid:
             identity = coordinator_identity(consortium.home)
             base = encoder.base_sha256
-            outcome = run_job(
-                grid, job, store, history, encoder.layout, base, identity=identity
-            )
+            outcome = run_job(grid, job, store, history, encoder.layout, base, identity=identity)
         replayed = {
             name: reply_of(courier.channel.handle(content))
             for name, courier in couriers.items()

@@ -11,7 +11,7 @@ from client.release import EncodedUpdate
 from client.secure_rounds import SecureStages
 from client.secure_sum import SecureSums
 from client.summed_once import SummedOnce
-from server.secure_rounds import Members
+from server.secure_session import Members
 from shared.errors import RefusedError, SecureSumError
 from shared.messages import Reply, Request, decode_reply, decode_request, encode, stage_tensors
 from shared.security.secagg.session import Demands

@@ -5,6 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+
+from server.provisioning.identity import coordinator_identity
+from shared.errors import ConfigError, InterruptedRunError, QuorumError, StorageError
+from shared.messages import decode_reply, decode_request, encode
 from tests.server.secure_federation import (
     NAMES,
     STAGES,
@@ -14,10 +18,6 @@ from tests.server.secure_federation import (
     secured,
     with_change,
 )
-
-from server.provisioning.identity import coordinator_identity
-from shared.errors import ConfigError, InterruptedRunError, QuorumError, StorageError
-from shared.messages import decode_reply, decode_request, encode
 
 RULES = {
     "altfold": {"rule": "altfold"},
@@ -108,7 +108,7 @@ def test_a_round_that_cannot_be_unmasked_any_more_ends_the_run_with_the_reason(t
         ("west", "train", 1, 2),
         ("west", "train", 1, 3),
     )
-    with pytest.raises(QuorumError, match="secure-too-few|secure-other-sum"):
+    with pytest.raises(QuorumError, match=r"secure-too-few|secure-other-sum"):
         run.run()
     assert not any("secure-other-sum" in site.refused for site in run.sites)  # not even asked
     with run.history() as history:
@@ -205,7 +205,7 @@ def test_a_sum_that_honest_sites_cannot_have_made_is_not_applied(tmp_path):
     sites = secure_sites(tmp_path)
     sites[2].vector = lambda update: with_change(update, 2**30)
     run = secured(tmp_path, sites, rounds=2)
-    with pytest.raises(QuorumError, match="norm-too-large|out-of-range"):
+    with pytest.raises(QuorumError, match=r"norm-too-large|out-of-range"):
         run.run()
     with run.history() as history:
         assert history.committed_rounds("run") == []

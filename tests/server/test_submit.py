@@ -74,7 +74,7 @@ def test_secure_aggregation_needs_a_consortium_and_status_says_that_it_is_on(
     job, layout = tmp_path / "job.toml", tmp_path / "layout.json"
     job.write_text(JOB + "[privacy]\nsecure_aggregation = true\n")
     layout.write_bytes(layout_bytes(LAYOUT, BASE))
-    with pytest.raises(ConfigError, match="no consortium in .*consilia server init"):
+    with pytest.raises(ConfigError, match=r"no consortium in .*consilia server init"):
         submit_command(home, job, layout)
     assert not home.runs.exists()
     (home.folder / "consortium").mkdir()

@@ -26,9 +26,7 @@ def total_of(weights=None, metrics=None, **changes):
     }
     delta = dict(encode(mean, lambda name: WEIGHTS[LAYOUT.tower_of(name)], SCALE))
     told = {each.name: 0.0 for each in MEASURES} | {"loss": 3.0, "with_loss": 3.0}
-    return AdapterUpdate(
-        "sum", weights or WEIGHTS, delta | changes, SCALE, told | (metrics or {})
-    )
+    return AdapterUpdate("sum", weights or WEIGHTS, delta | changes, SCALE, told | (metrics or {}))
 
 
 def reason(update):
