@@ -1,8 +1,12 @@
 """A site's stages of secure aggregation: from the request to the message, and nothing beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from client.policy import PolicySource
 from client.provisioning.folder import FOLDER, SiteIdentity
@@ -71,9 +75,10 @@ class SecureStages:
             SecureSumError: With the reason; the session is over then.
             StorageError: If the vector cannot be noted; then it does not leave.
         """
-        vector = SiteVector(
-            filled(update.steps, layout), update.weights, measures_of(update.summary)
-        )
+        # What they are is checked where they are put into the vector.
+        steps = cast("Mapping[str, NDArray[np.uint32]]", update.steps)
+        measures = measures_of(update.summary)
+        vector = SiteVector(filled(steps, layout), update.weights, measures)
         return self._known().mask(digest_of(request), request.stage_message, lambda: vector)
 
     def _known(self) -> SecureSums:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shared.adapter import AdapterLayout, Factor
-from shared.messages import TrainSummary
+from shared.messages import Part, TrainSummary
 from shared.security.canonical import canonical
 from shared.security.secagg.vector import Measure, VectorForm
 
@@ -54,6 +54,6 @@ def means_of(metrics: Mapping[str, float]) -> dict[str, float]:
     return {**means, "clipped": metrics["clipped"]}
 
 
-def adapter_digest(parts: Mapping[str, str]) -> str:
+def adapter_digest(parts: Mapping[Part, str]) -> str:
     """Return one digest for those of all parts of a shared adapter."""
     return hashlib.sha256(canonical("secure-sum adapter 1", dict(parts))).hexdigest()
