@@ -122,7 +122,7 @@ class SecureRounds:
     def plan(self, plan: RoundPlan) -> RoundPlan:
         """Return the plan of an attempt: weights and scale of the first one that masked anything.
 
-        Sites that were lost in the attempt before are left out, if the others are enough.
+        Sites that were lost in the attempt before are left out once, if the others are enough.
 
         Raises:
             StorageError: If what that attempt began with cannot be read.
@@ -137,6 +137,7 @@ class SecureRounds:
             again = planned_before(plan, self._roster, first, first.survivors, everyone=whole)
             return replace(again, quorum=len(first.survivors))
         number, steady = self._steady
+        steady = steady & first.weights.keys() & set(self._roster.able())
         if number == plan.round and self._enough(steady, plan.quorum):
             return planned_before(plan, self._roster, first, steady, everyone=whole)
         return planned_before(plan, self._roster, first, first.weights, everyone=whole)

@@ -85,6 +85,21 @@ def test_too_few_sites_abort_the_sum_and_the_round_is_repeated(tmp_path, stage):
     assert ("secure-unmask", 1) not in asked
 
 
+def test_a_site_that_leaves_between_two_attempts_is_not_counted_on(tmp_path):
+    run = secured(tmp_path, rounds=1)
+
+    def leaving(site, request):
+        if request.kind != "secure-keys" or request.attempt > 1:
+            return None
+        run.grid.connected.discard(NAMES.index("south") + 1)
+        return "lost" if site.name in {"up", "west"} else None
+
+    run.on_push = leaving
+    outcome = run.run()  # of the three that answered two are left, so all are asked again
+    assert [cost.contributors for cost in outcome.round_costs] == [4]
+    assert outcome.sites["south"].participation[0].reason == "not-connected"
+
+
 def test_once_shares_may_be_out_only_the_very_same_sum_is_unmasked(tmp_path):
     run = secured(tmp_path / "secure", rounds=2)
     run.on_push = losing(("up", "secure-unmask", 1, 1), ("west", "secure-unmask", 1, 1))
