@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Factor, Tower
 from shared.errors import VersionError, WireError
 from shared.fixedpoint import largest_entry
-from shared.messages import STAGE_MESSAGE, Reply, RequestKind, TrainSummary, decode_reply
+from shared.messages import Reply, RequestKind, TrainSummary, decode_reply, stage_message
 from shared.results import SiteEvaluation
 from shared.tensors import Form, Packed
 from shared.versions import OTHER_VERSION
@@ -183,7 +183,8 @@ def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejec
     if reason:
         return Rejected(reason, reply)
     if expected.message_bytes:
-        return Admitted(reply, message=tensors[STAGE_MESSAGE].tobytes())
+        message = stage_message(tensors)
+        return Admitted(reply, message=b"" if message is None else message.tobytes())
     if expected.kind != "train":
         return Admitted(reply)
     update = AdapterUpdate(
@@ -249,12 +250,12 @@ def _content(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
 
 def _stage(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
     """Check the envelope of a message of secure aggregation, and that nothing is beside it."""
-    if tensors.form.by_name.keys() != {STAGE_MESSAGE}:
+    message = stage_message(tensors)
+    if message is None:
         return TENSOR_NAMES
-    _, dtype, shape, _, entries = tensors.form.by_name[STAGE_MESSAGE]
-    if dtype != np.uint8:
+    if message.dtype != np.uint8:
         return TENSOR_DTYPE
-    if len(shape) != 1 or not 0 < entries <= expected.message_bytes:
+    if message.ndim != 1 or not 0 < message.size <= expected.message_bytes:
         return TENSOR_SHAPE
     told = (reply.summary, reply.description, reply.evaluation, reply.weights or None)
     if any(each is not None for each in told):

@@ -348,13 +348,21 @@ def pack_parts(shared: SharedAdapter, wanted: Iterable[Part] = PARTS) -> Tensors
     return {f"{part}/{name}": a for part in wanted for name, a in parts.get(part, {}).items()}
 
 
-STAGE_MESSAGE: Final = "message"
+_STAGE_MESSAGE: Final = "message"
 """Name of the only tensor of a reply within secure aggregation."""
 
 
 def stage_tensors(message: bytes) -> Tensors:
     """Return the tensors of a reply that is a site's message of a stage, (bytes,) of uint8."""
-    return {STAGE_MESSAGE: np.frombuffer(message, np.uint8)}
+    return {_STAGE_MESSAGE: np.frombuffer(message, np.uint8)}
+
+
+def stage_message(tensors: Tensors) -> NDArray[np.generic] | None:
+    """Return the array that ``stage_tensors`` made; ``None`` if it is missing or not alone.
+
+    Its type and shape are not checked.
+    """
+    return tensors[_STAGE_MESSAGE] if tensors.keys() == {_STAGE_MESSAGE} else None
 
 
 def unpack_parts(tensors: Mapping[str, NDArray[np.generic]]) -> dict[Part, dict[str, Array]]:
