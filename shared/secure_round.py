@@ -56,4 +56,5 @@ def means_of(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def adapter_digest(parts: Mapping[Part, str]) -> str:
     """Return one digest for those of all parts of a shared adapter."""
-    return hashlib.sha256(canonical("secure-sum adapter 1", dict(parts))).hexdigest()
+    said = {str(part): digest for part, digest in parts.items()}
+    return hashlib.sha256(canonical("secure-sum adapter 1", said)).hexdigest()

@@ -19,7 +19,7 @@ from tests.integration.lab import Lab, running, working_in
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_site_killed_in_every_round_leaves_the_exact_sum_over_the_others(
         for record in lab.rounds(run)
     }
     print("in the sums:", {number: sorted(sites) for number, sites in summed.items()})
-    assert sorted(summed) == [1, 2, 3]
+    assert sorted(summed) == [1, 2]
     assert all(len(sites) >= 3 for sites in summed.values())
     assert any(len(sites) == 3 for sites in summed.values())
     # A run without masks, whose sites are lost in the same rounds.
