@@ -32,7 +32,9 @@ from client.received import join_received, receive_parts
 from client.refusals import reason_of
 from client.release import (
     Answer,
+    EncodedUpdate,
     change_of,
+    encode_update,
     release_again,
     release_description,
     release_done,
@@ -40,8 +42,11 @@ from client.release import (
     release_features,
     release_needs,
     release_refusal,
+    release_stage,
     release_update,
 )
+from client.secure_rounds import SecureStages
+from client.secure_sum import SecureSums
 from client.settings import SiteSettings
 from client.state import SiteState, StoredPersonal
 from client.together import answer_together
@@ -52,6 +57,7 @@ from shared.config import JobConfig
 from shared.errors import RefusedError, WireError
 from shared.latest import Latest
 from shared.messages import (
+    SECURE_KINDS,
     Description,
     Part,
     Request,
@@ -87,9 +93,10 @@ class SiteAgent:
         records: Loads the site's records.
         proxy: Loads the public pairs, for jobs whose sites have them.
         party: Who asks.
+        sums: What the site does in secure sums; without it, it takes part in none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - everything that a site consists of
         self,
         settings: SiteSettings,
         policy: PolicySource,
@@ -97,6 +104,7 @@ class SiteAgent:
         records: Callable[[SiteSettings, DualEncoder], SiteData] = load_records,
         proxy: Callable[[SiteSettings, DualEncoder], ProxySet] = load_proxy,
         party: Party = NOBODY,
+        sums: SecureSums | None = None,
     ) -> None:
         self._settings = settings
         self._load_encoder = encoder
@@ -106,6 +114,7 @@ class SiteAgent:
         self._audit = AuditLog(self._state.audit)
         self._permission = Permission(settings.name, policy, settings.state, self._audit, party)
         self._privacy = PatientPrivacy(settings.state, self._audit, settings.keeping)
+        self._secure = SecureStages(sums)
         self._held: dict[Part, str] = {}
         self._encoder: tuple[str, DualEncoder] | None = None
         self._data: tuple[tuple[str, str], SiteData] | None = None
@@ -128,7 +137,11 @@ class SiteAgent:
         try:
             request, tensors = decode_request(body)
             policy = self._permission.check(request)
+            if request.kind in SECURE_KINDS:
+                return self._answer_stage(request, policy, started)
             encoder, data = self._open(request, policy)
+            if request.secure is not None:
+                self._secure.confirm(request, encoder.layout)  # before anything is trained
             proxy = self._public(request, encoder)
             shared = SharedAdapter({})
             own: Mapping[str, Array] = {}
@@ -143,9 +156,9 @@ class SiteAgent:
             question = question_of(request)
             kept = self._state.answer(question)
             promise = None
-            if kept is not None:
+            if kept is not None and request.secure is None:
                 kept = with_attempt(kept, request.attempt)
-            elif proxy is not None and promises_privacy(request):
+            elif kept is None and proxy is not None and promises_privacy(request):
                 promise = self._privacy.promise(request, policy, data, encoder.layout, proxy)
         except _MissingPartsError:
             return release_needs(self._reply(request, started), self._audit)
@@ -179,8 +192,15 @@ class SiteAgent:
             return self._refuse(work.request, work.started, error)
 
     def answer_again(self, work: Work) -> bytes:
-        """Give the kept answer once more."""
-        return release_again(work.request, work.kept or b"", self._audit)
+        """Give the kept answer once more; in secure aggregation, what was kept under new masks."""
+        if work.request.secure is None:
+            return release_again(work.request, work.kept or b"", self._audit)
+        try:
+            self._permission.check(work.request)
+            update = EncodedUpdate.of_kept(work.kept or b"")
+            return self._masked(work, update, self._reply(work.request, work.started))
+        except Exception as error:
+            return self._refuse(work.request, work.started, error)
 
     def objection(self, body: bytes) -> bytes | None:
         """Return a refusal if a request is not permitted at this moment, or ``None``.
@@ -289,7 +309,9 @@ class SiteAgent:
             steps=adapter.steps,
         )
         if trained.features is not None:
-            answer = release_features(reply, trained.features, summary, policy, self._audit)
+            released = kept = release_features(
+                reply, trained.features, summary, policy, self._audit
+            )
         else:
             rank = request.job.lora.rank_of(request.site)
             layout = work.encoder.layout.at_rank(rank)
@@ -297,13 +319,27 @@ class SiteAgent:
             start = work.shared.factors
             if rank < work.encoder.layout.rank:
                 sent, start = leading(sent, rank), leading(start, rank)
-            change = change_of(sent, start)
-            answer = release_update(reply, change, layout, summary, policy, self._audit)
+            update = encode_update(reply, change_of(sent, start), layout, summary, policy)
+            if request.secure is None:
+                released = kept = release_update(reply, update, self._audit)
+            else:
+                # Kept as it is, so that another attempt masks the very same change.
+                released, kept = b"", update.kept(reply)
         if private:
             own = {**work.own, **of_kinds(adapter.factors, private)}
             self._own_factor(request).keep(request.round, own)
-        self._state.keep_answer(work.question, answer, request.run)
-        return answer
+        self._state.keep_answer(work.question, kept, request.run)
+        return released or self._masked(work, EncodedUpdate.of_kept(kept), reply)
+
+    def _masked(self, work: Work, update: EncodedUpdate, reply: Answer) -> bytes:
+        message = self._secure.mask(work.request, update, work.encoder.layout)
+        return release_stage(reply, message, self._audit)
+
+    def _answer_stage(self, request: Request, policy: SitePolicy, started: float) -> bytes:
+        """Answer a stage of secure aggregation, but the one that masks a change."""
+        self._permission.approve(policy, request)
+        message = self._secure.answer(request, lambda: self._open(request, policy)[0].layout)
+        return release_stage(self._reply(request, started), message, self._audit)
 
     def _evaluate(self, work: Work, validated: Validated) -> bytes:
         started = time.monotonic()

@@ -20,6 +20,8 @@ from client.patience import PatientAgent
 from client.permission import PermittedAgent
 from client.policy import PolicyFile, PolicySource, SitePolicy
 from client.sealed_state import AGENT_AT_WORK, opened
+from client.secure_rounds import secure_sums_of
+from client.secure_sum import SecureSums
 from client.service import serve
 from client.settings import AgentSettings, load_agent
 from client.signed_agent import party_of, signed
@@ -64,7 +66,9 @@ def run_agent(config: Path) -> int:
     with until_signal() as stopped, held(settings.site.state, AGENT_AT_WORK):
         settings = opened(settings)
         settle_process(settings.threads)
-        site = site_agent(settings, PolicyFile(settings.policy), party)
+        policy = PolicyFile(settings.policy)
+        sums = secure_sums_of(home, settings.site.state, policy)
+        site = site_agent(settings, policy, party, sums)
         name, state = settings.site.name, settings.site.state
         patient = PatientAgent(_Threaded(site, settings.threads), name, settings.answer_seconds)
         permitted = PermittedAgent(patient, site.objection)
@@ -81,20 +85,26 @@ def run_agent(config: Path) -> int:
     return 0
 
 
-def site_agent(settings: AgentSettings, policy: PolicySource, party: Party = NOBODY) -> SiteAgent:
+def site_agent(
+    settings: AgentSettings,
+    policy: PolicySource,
+    party: Party = NOBODY,
+    sums: SecureSums | None = None,
+) -> SiteAgent:
     """Return the agent of a site; it loads the base at its first request.
 
     Args:
         settings: What the site owns.
         policy: What it will do at all.
         party: Who asks.
+        sums: What it does in secure sums.
     """
 
     def encoder(job: JobConfig) -> DualEncoder:
         model = job.model.model_copy(update={"base": own_base(settings, job)})
         return DualEncoder.load(model, job.lora, settings.site.device)
 
-    return SiteAgent(settings.site, policy, encoder, party=party)
+    return SiteAgent(settings.site, policy, encoder, party=party, sums=sums)
 
 
 def own_base(settings: AgentSettings, job: JobConfig) -> str:

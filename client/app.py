@@ -26,6 +26,10 @@ def client_app(connect: Callable[[Context], AgentChannel]) -> ClientApp:
     @app.query("describe")
     @app.train()
     @app.train("personalize")
+    @app.train("secure_keys")
+    @app.train("secure_shares")
+    @app.train("secure_agree")
+    @app.train("secure_unmask")
     @app.evaluate()
     def carry(message: Message, context: Context) -> Message:
         return to_reply(connect(context).handle(body_of(message)), message)

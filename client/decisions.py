@@ -14,7 +14,7 @@ from client.policy import SitePolicy, allows
 from shared.config import JobConfig
 from shared.errors import RefusedError
 from shared.latest import Latest
-from shared.messages import Request
+from shared.messages import SECURE_KINDS, Request
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,13 @@ def about_data(policy: SitePolicy, request: Request, data: SiteData) -> Iterator
 
 
 def _about_header(policy: SitePolicy, request: Request) -> Iterator[Objection]:
-    if not allows(policy.requests, request.kind):
-        yield Objection("policy-request", "request", f"{request.kind} is not in requests")
+    # The stages of secure aggregation are part of a training, and release less than it alone.
+    kind = "train" if request.kind in SECURE_KINDS else request.kind
+    if not allows(policy.requests, kind):
+        yield Objection("policy-request", "request", f"{kind} is not in requests")
+    if (request.secure is not None) != (kind == "train" and request.job.privacy.secure_aggregation):
+        text = "a training of another sort than the job's privacy.secure_aggregation says"
+        yield Objection("secure-session", "secure", text)
     if _digest(request.job) != request.job_sha256:
         yield Objection("job-digest", "job_sha256", "the job is not the one that its digest names")
     if not request.job.model.bases and not policy.allows_base(request.base_sha256):
@@ -126,7 +131,7 @@ def _about_header(policy: SitePolicy, request: Request) -> Iterator[Objection]:
     if request.round > request.job.rounds:
         yield Objection("policy-rounds", "round", f"{request.round} of {request.job.rounds}")
     # A round of one site is not held against a coordinator that does not say how many it asks.
-    if request.kind == "train" and max(1, request.cohort) < policy.minimum_cohort:
+    if request.kind in ("train", "secure-keys") and max(1, request.cohort) < policy.minimum_cohort:
         yield _too_few(policy, "cohort", request.cohort)
 
 
@@ -175,9 +180,9 @@ def _about_privacy(policy: SitePolicy, job: JobConfig) -> Iterator[Objection]:
         text = "the site requires differential privacy"
         field = "privacy.differential_privacy"
         yield Objection("policy-differential-privacy", field, text)
-    if policy.require_secure_aggregation:
-        text = "the site requires secure aggregation, which this version does not have"
-        yield Objection("policy-secure-aggregation", "privacy", text)
+    if policy.require_secure_aggregation and not job.privacy.secure_aggregation:
+        text = "the site requires secure aggregation"
+        yield Objection("policy-secure-aggregation", "privacy.secure_aggregation", text)
 
 
 def _about_sites(policy: SitePolicy, job: JobConfig, party: Party) -> Iterator[Objection]:

@@ -21,6 +21,7 @@ from client.progress import Progress, watched
 from client.service import AgentChannel
 from shared.errors import WireError
 from shared.messages import (
+    SECURE_KINDS,
     Reply,
     RequestHeader,
     decode_reply,
@@ -114,7 +115,7 @@ class PatientAgent:
             # What personalizing gives is the site's own, and of use however late.
             if known != question and task.request.kind == "train":
                 gone = task.progress.unasked(_OTHER_RUN_SECONDS)
-                task.progress.given_up |= task.request.run == request.run or gone
+                task.progress.given_up |= _goes_on(task.request, request) or gone
 
     def _begin(self, question: str, request: RequestHeader, body: bytes) -> _Task:
         """Start on a question; answers to other questions are not kept any longer."""
@@ -151,6 +152,16 @@ class PatientAgent:
             progress=None if done is None else round(done, 3),
         )
         return encode(reply)
+
+
+def _goes_on(before: RequestHeader, now: RequestHeader) -> bool:
+    """Return whether a request is a later one of a run than the one before.
+
+    The stages of secure aggregation belong to the training of their round: its result is of use
+    for the next session, too.
+    """
+    same_round = now.kind in SECURE_KINDS and now.round == before.round
+    return before.run == now.run and not same_round
 
 
 def _is_final(task: _Task) -> bool:

@@ -19,7 +19,7 @@ from client.privacy_policy import PrivacyPolicy
 from shared.config.aggregate import AggregationRule
 from shared.config.train import PersonalizationMethod
 from shared.errors import ConfigError, RefusedError
-from shared.messages import RequestKind
+from shared.messages import TaskKind
 from shared.results import METRICS, Metric
 from shared.toml_files import first_problem, read_toml
 
@@ -66,6 +66,8 @@ class SitePolicy(BaseModel):
         max_change: Largest L2 norm of a released change; a longer one is scaled down to it.
         minimum_patients: With fewer patients to train on the site does not train.
         minimum_cohort: In a round that asks fewer sites the site does not train.
+        minimum_summed: In secure aggregation the site takes part in no sum that may be over fewer
+            sites, whoever drops out.
         minimum_count: A number measured on fewer patients than this is not released.
         metrics: Measures that may be released.
         exact: Release counts and measures as they are; otherwise counts are rounded to two
@@ -83,7 +85,7 @@ class SitePolicy(BaseModel):
     expires: Annotated[date | None, BeforeValidator(_day)] = None
     coordinators: Digests = ()
     base_sha256: Digests = ()
-    requests: tuple[RequestKind | Literal["any"], ...] = ()
+    requests: tuple[TaskKind | Literal["any"], ...] = ()
     rules: tuple[AggregationRule | Literal["any"], ...] = ()
     personalization: tuple[PersonalizationMethod | Literal["any"], ...] = ()
     targets: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
@@ -97,6 +99,7 @@ class SitePolicy(BaseModel):
     max_change: Annotated[float, Field(gt=0)] = 100.0
     minimum_patients: Count = 100
     minimum_cohort: Count = 3
+    minimum_summed: Count = 3
     minimum_count: Count = 20
     metrics: tuple[Metric, ...] = ()
     exact: bool = False
@@ -218,6 +221,7 @@ def simulation_policy() -> SitePolicy:
         max_change=1e9,
         minimum_patients=1,
         minimum_cohort=1,
+        minimum_summed=1,
         minimum_count=1,
         metrics=METRICS,
         exact=True,

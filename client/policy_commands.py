@@ -17,9 +17,9 @@ from client.policy import SitePolicy
 from client.settings import load_agent
 from client.signed_agent import party_of
 from shared.config import JobConfig, load_job
-from shared.messages import RequestKind
+from shared.messages import TaskKind
 
-ASKED: Final[tuple[RequestKind, ...]] = ("describe", "train", "personalize", "evaluate")
+ASKED: Final[tuple[TaskKind, ...]] = ("describe", "train", "personalize", "evaluate")
 """What a run asks of a site, one after the other."""
 
 

@@ -14,6 +14,7 @@ from shared.errors import (
     DataError,
     IdentityError,
     RefusedError,
+    SecureSumError,
     StorageError,
     TrainingError,
     VersionError,
@@ -45,7 +46,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, VersionError):
         log.error("request refused: %s", error)  # it names both versions, and nothing else
         return OTHER_VERSION
-    if isinstance(error, RefusedError | TrainingError):
+    if isinstance(error, RefusedError | TrainingError | SecureSumError):
         log.warning("request refused: %s%s", error.reason, where and f" at {where}")
         if isinstance(error, RefusedError) and error.fields:
             log.warning("the site's policy does not allow: %s", error)  # of the job, no record

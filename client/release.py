@@ -18,11 +18,21 @@ from numpy.typing import NDArray
 from client.audit import AuditLog
 from client.disclosure import disclosed, disclosed_count, rounded
 from client.policy import SitePolicy
+from client.secure_sum import SECURE_REFUSALS
 from shared import fixedpoint
 from shared.adapter import Adapter, AdapterLayout, Array, Tower, check_compatible, factor_of
 from shared.errors import RefusedError, TrainingError, WireError
 from shared.latest import Latest
-from shared.messages import Description, Part, Reply, Request, TrainSummary, encode
+from shared.messages import (
+    Description,
+    Part,
+    Reply,
+    Request,
+    TrainSummary,
+    decode_reply,
+    encode,
+    stage_tensors,
+)
 from shared.privacy.clipping import clip
 from shared.results import SiteEvaluation
 from shared.tensors import Form, Packed, Tensors, form_of, side_by_side
@@ -87,6 +97,7 @@ REFUSALS: dict[str, str] = {
     "privacy-population": "the site's records do not belong to its privacy ledger",
     "storage": "the site could not write to its own disk",
     "internal": "the site met an error of its own; its operator sees where",
+    **SECURE_REFUSALS,
 }
 """The sentences that may leave a site, by reason code."""
 
@@ -150,15 +161,62 @@ def change_of(trained: Adapter, start: Adapter) -> Adapter:
     return cast("Adapter", Packed(form, numbers))
 
 
-def release_update(
+def release_update(answer: Answer, update: "EncodedUpdate", audit: AuditLog) -> bytes:
+    """Release what a round of training changed, as it is.
+
+    Raises:
+        RefusedError: ``secure-session`` if the job is one of secure aggregation.
+    """
+    if _known(answer).job.privacy.secure_aggregation:
+        raise RefusedError("secure-session", SECURE_REFUSALS["secure-session"])
+    return _out(update.reply(answer), update.steps, "update", audit)
+
+
+@dataclass(frozen=True)
+class EncodedUpdate:
+    """What a round of training changed: clipped, weighted and in fixed point.
+
+    Attributes:
+        steps: The change, uint32 by factor.
+        weights: Of the towers in it.
+        scale: Steps per unit.
+        summary: Released numbers.
+    """
+
+    steps: Tensors
+    weights: Mapping[Tower, int]
+    scale: float
+    summary: TrainSummary
+
+    def reply(self, answer: Answer) -> Reply:
+        """Return the reply that says all of it but the steps."""
+        said = {"weights": dict(self.weights), "scale": self.scale, "summary": self.summary}
+        return answer.reply().model_copy(update=said)
+
+    def kept(self, answer: Answer) -> bytes:
+        """Return what the site keeps of it; it never leaves."""
+        return encode(self.reply(answer), self.steps)
+
+    @classmethod
+    def of_kept(cls, content: bytes) -> "EncodedUpdate":
+        """Return what ``kept`` wrote.
+
+        Raises:
+            WireError: If it is something else.
+        """
+        reply, steps = decode_reply(content)
+        summary = reply.summary or TrainSummary()
+        return cls(steps, reply.weights, reply.scale, summary)
+
+
+def encode_update(
     answer: Answer,
     change: Adapter,
     layout: AdapterLayout,
     summary: TrainSummary,
     policy: SitePolicy,
-    audit: AuditLog,
-) -> bytes:
-    """Release what a round of training changed: clip, weight, fixed point, audit line.
+) -> EncodedUpdate:
+    """Make what a round of training changed ready to leave: clip, weight, fixed point.
 
     Args:
         answer: Whose reply it is.
@@ -167,7 +225,6 @@ def release_update(
         layout: Of the site's own encoder.
         summary: Released numbers; ``clipped`` is filled in here.
         policy: The site's limits; the stricter of its norm and the job's holds.
-        audit: Gets the line for this body.
 
     Raises:
         TrainingError: If the change is not finite or does not fit the fixed point, or has a
@@ -188,19 +245,31 @@ def release_update(
     clipped_change, clipped = clip(change, norm)
     towers = {tower_of[name] for name in clipped_change}
     try:
-        tensors = fixedpoint.encode(
+        steps = fixedpoint.encode(
             clipped_change, lambda name: weights[tower_of[name]], request.scale
         )
     except WireError as error:
         raise TrainingError("out-of-range", REFUSALS["out-of-range"]) from error
-    reply = answer.reply().model_copy(
-        update={
-            "weights": {tower: weights[tower] for tower in weights if tower in towers},
-            "scale": request.scale,
-            "summary": summary.model_copy(update={"clipped": clipped}),
-        }
+    return EncodedUpdate(
+        steps,
+        {tower: weights[tower] for tower in weights if tower in towers},
+        request.scale,
+        summary.model_copy(update={"clipped": clipped}),
     )
-    return _out(reply, tensors, "update", audit)
+
+
+def release_stage(answer: Answer, message: bytes, audit: AuditLog) -> bytes:
+    """Release the site's message of a stage of secure aggregation, and nothing beside it.
+
+    Args:
+        answer: Whose reply it is.
+        message: Keys, sealed shares, the masked change, a signature, or shares.
+        audit: Gets the line for this body.
+    """
+    kind = _known(answer).kind
+    what = "masked update" if kind == "train" else kind
+    reply = answer.reply().model_copy(update={"scale": _known(answer).scale})
+    return _out(reply, stage_tensors(message), what, audit)
 
 
 def release_features(

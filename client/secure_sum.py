@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from client.summed_once import SummedOnce
+from shared.adapter import Tower
 from shared.errors import SecureSumError
-from shared.security.canonical import canonical
 from shared.security.secagg.messages import Survivors
 from shared.security.secagg.session import Demands, Session
 from shared.security.secagg.shamir import Randomness
@@ -27,6 +27,7 @@ SECURE_REFUSALS: Final[Mapping[str, str]] = {
     "secure-session": "the session of secure aggregation is not sound, or not the request's",
     "secure-consortium": "the session of secure aggregation is another consortium's",
     "secure-cohort": "too few sites take part in secure aggregation for this site",
+    "secure-tower": "too few sites of the sum train what this site trains",
     "secure-roster": "the session names a site or a key that is not on the site's roster",
     "secure-stage": "the site was asked out of turn, and the session is over",
     "secure-lost": "the site has no such session; it was restarted, or has another one",
@@ -38,7 +39,7 @@ SECURE_REFUSALS: Final[Mapping[str, str]] = {
     "secure-too-few": "too few sites are left in the session of secure aggregation",
     "secure-form": "the change does not have the form of the session",
     "secure-range": "a weight or measure does not fit the session",
-    "secure-other-sum": "the site unmasked another sum of this round before, and does so once only",
+    "secure-other-sum": "the site unmasked another sum of this round before, and does so once",
 }
 """The sentences that may leave a site, by reason code."""
 
@@ -53,10 +54,11 @@ class Asked:
         attempt: Which attempt at it.
         base: sha256 of the base.
         job: sha256 of the job.
-        adapter: sha256 of the digests of all parts that the site received (``adapter_digest``).
+        adapter: sha256 of the parts that the site received (``shared.secure_round``).
         scale: Fixed-point steps per unit.
         clip_norm: The job's; the site clips to its own limit if that is lower.
         form: What the site's vector looks like.
+        towers: What the site is to train, sorted.
     """
 
     run: str
@@ -68,9 +70,10 @@ class Asked:
     scale: float
     clip_norm: float
     form: VectorForm
+    towers: tuple[Tower, ...] = ()
 
-    def check(self, session: Session) -> None:
-        """Raise unless the session is about this request.
+    def check(self, session: Session, site: str) -> None:
+        """Raise unless the session is about this request to a site.
 
         Raises:
             SecureSumError: ``secure-session``, naming the first field that differs.
@@ -81,6 +84,8 @@ class Asked:
         said = (session.form, session.entries, len(session.participants))
         if said != (self.form.digest, self.form.entries, self.form.sites):
             raise SecureSumError("secure-session", "form: not that of the site's own vector")
+        if session.participants[session.place_of(site)].towers != self.towers:
+            raise SecureSumError("secure-session", "towers: not those of the request")
 
 
 @dataclass
@@ -90,6 +95,7 @@ class _UnderWay:
     Attributes:
         session: The session.
         form: Of the site's vector.
+        site: Name of the site.
         part: The site in it.
         answers: By stage and digest of the question.
         survivors: Names of the sites that the site agreed upon.
@@ -97,6 +103,7 @@ class _UnderWay:
 
     session: Session
     form: VectorForm
+    site: str
     part: SiteSum
     answers: dict[tuple[Stage, bytes], bytes] = field(default_factory=dict)
     survivors: tuple[str, ...] = ()
@@ -138,12 +145,25 @@ class SecureSums:
         session = Session.read(content)
         demands = self._demands()
         demands.check(session)
-        asked.check(session)
+        asked.check(session, demands.site)
         if self._under_way is None or self._under_way.session != session:
             part = SiteSum(session, demands.site, self._key, self._randomness)
-            self._under_way = _UnderWay(session, asked.form, part)
+            self._under_way = _UnderWay(session, asked.form, demands.site, part)
         found = self._under_way
         return self._once(found, Stage.ADVERTISE, content, found.part.advertise)
+
+    def confirm(self, digest: bytes, asked: Asked) -> None:
+        """Raise unless the session is under way and about this request; asked before training.
+
+        Args:
+            digest: Of the session.
+            asked: What the request to train says.
+
+        Raises:
+            SecureSumError: ``secure-lost``, or ``secure-session`` if the request differs.
+        """
+        found = self._known(digest)
+        asked.check(found.session, found.site)
 
     def share(self, digest: bytes, keys: bytes) -> bytes:
         """Return the site's shares; see ``SiteSum.share``.
@@ -178,6 +198,8 @@ class SecureSums:
             of_site = train()
             if max(of_site.weights.values(), default=0) > found.session.total_weight:
                 raise SecureSumError("secure-range", "the weight is larger than that of all sites")
+            if tuple(sorted(of_site.weights)) != _own_towers(found):
+                raise SecureSumError("secure-form", "other towers than the session says")
             vector = found.form.write(of_site)
             self._summed.put_in(found.session, vector)
             return found.part.mask(delivery, vector)
@@ -193,13 +215,15 @@ class SecureSums:
 
         Raises:
             SecureSumError: With the reason, ``secure-other-sum`` if the vector was unmasked with
-                other sites; the session is over then.
+                other sites, ``secure-tower`` if too few are left that train what this site does;
+                the session is over then.
         """
         found = self._known(digest)
 
         def agreed() -> bytes:
             places = Survivors.decode(survivors, found.session).sites
             found.survivors = tuple(found.session.participants[place].name for place in places)
+            found.session.check_towers(found.site, found.survivors)
             self._summed.check(found.session, found.survivors)
             return found.part.agree(survivors)
 
@@ -246,6 +270,5 @@ class SecureSums:
         return self._under_way
 
 
-def adapter_digest(parts: Mapping[str, str]) -> str:
-    """Return one digest for those of all parts of a shared adapter."""
-    return hashlib.sha256(canonical("secure-sum adapter 1", dict(parts))).hexdigest()
+def _own_towers(found: _UnderWay) -> tuple[Tower, ...]:
+    return found.session.participants[found.session.place_of(found.site)].towers

@@ -71,7 +71,8 @@ class SignedAgent:
         return signature_of("reply", _claim(request, self._site, reply), self._key) + reply
 
     def _is_new(self, request: Request) -> bool:
-        if request.kind != "train":  # the other kinds change nothing and release the same again
+        # The other kinds change nothing, and release the same again or belong to one session.
+        if request.kind not in ("train", "secure-keys"):
             return True
         return self._asked.is_new(request.run, request.round, request.attempt)
 

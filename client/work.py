@@ -82,8 +82,10 @@ def alike(works: Sequence[Work]) -> list[list[int]]:
     for number, work in enumerate(works):
         request = work.request
         # What one site of a cohort did not answer yet makes the others train again; but for those
-        # who pay for every training with their patients' privacy.
-        kept = work.kept is not None and request.job.privacy.differential_privacy
+        # who pay for every training with their patients' privacy, and those whose change was
+        # masked before: another one of the same round would be refused.
+        once = request.job.privacy.differential_privacy or request.secure is not None
+        kept = work.kept is not None and once
         key = (request.kind, request.round, id(work.encoder), request.job_sha256, kept)
         groups.setdefault(key, []).append(number)
     return list(groups.values())

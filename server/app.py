@@ -25,6 +25,7 @@ from server.proxy.step import Distiller
 from server.questions import Persistence
 from server.rounds import RoundEngine, RunOutcome
 from server.run_files import is_locked
+from server.secure_session import Members
 from server.signed_post import CoordinatorIdentity
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig
@@ -92,6 +93,7 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
     distiller: Distiller | None = None,
     persistence: Persistence | None = None,
     identity: CoordinatorIdentity | None = None,
+    members: Members | None = None,
 ) -> RunOutcome:
     """Carry out a job over any grid, from its last committed round on.
 
@@ -108,6 +110,7 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         distiller: Improves the aggregated adapter, if the job has a ``[proxy]``.
         persistence: How a site that does not answer is asked again; not at all if not given.
         identity: Signs requests and knows the sites' keys; unsigned without it.
+        members: Who may take part in secure sums, where there is no identity.
 
     Raises:
         ConfigError: If the job has a ``[proxy]`` and there is nothing that carries it out.
@@ -132,6 +135,7 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         distiller=distiller,
         persistence=persistence,
         identity=identity,
+        members=members,
         sleep=grid.wait if isinstance(grid, WakingGrid) else time.sleep,
     )
     return engine.run()

@@ -36,7 +36,9 @@ FIELDS: Final[Mapping[EventKind, frozenset[str]]] = {
     "site-replied": frozenset({"loss", "validation_loss", "seconds"}),
     "site-dropped": frozenset({"reason", "state", "about"}),
     "late-reply": frozenset({"reason"}),
-    "round-committed": frozenset({"seconds", "bytes_up", "bytes_down", "contributors", "asked"}),
+    "round-committed": frozenset(
+        {"seconds", "bytes_up", "bytes_down", "contributors", "asked", "loss"}
+    ),
     "round-failed": frozenset({"reason"}),
     "phase-started": frozenset({"phase", "n"}),
     "phase-progress": frozenset({"phase", "done", "n"}),

@@ -6,7 +6,7 @@ from typing import Any
 
 from server.planning import Asking, RoundPlan
 from server.questions import AWAY, Answer, Question
-from server.records import Contribution, RoundRecord
+from server.records import ABORTED, Contribution, RoundRecord
 from server.roster import KnownSite, Roster
 from shared.adapter import SharedAdapter
 from shared.results import ProxyStep
@@ -23,6 +23,7 @@ class OpenRound:
         started: When it began, by the engine's clock.
         resumed: Whether the run was resumed just before it.
         contributions: One per known site, as far as it is known what became of it.
+        means: What a sum over the sites tells of them, in secure aggregation.
     """
 
     plan: RoundPlan
@@ -31,6 +32,7 @@ class OpenRound:
     started: float
     resumed: bool
     contributions: list[Contribution] = field(default_factory=list)
+    means: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.contributions.extend(self.plan.absent)
@@ -74,7 +76,9 @@ class OpenRound:
     def may_come(self) -> bool:
         """Return whether the round lacks only sites that are away, and may come back."""
         away = [e for e in self.contributions if e.state == "missing" and e.reason in AWAY]
-        return len(self.contributors) + len(away) >= self.plan.quorum
+        ready = [e for e in self.contributions if e.reason == ABORTED]
+        there = len(self.contributors) + len(ready)
+        return bool(away) and there + len(away) >= self.plan.quorum
 
     def facts(self) -> dict[str, Any]:
         """Return what the checkpoint's manifest says of the round."""
@@ -108,6 +112,7 @@ class OpenRound:
             contributions=sorted(self.contributions, key=lambda each: each.site),
             resumed=self.resumed,
             proxy=proxy,
+            means=dict(self.means),
         )
 
 

@@ -121,7 +121,8 @@ def build_outcome(
         round_costs=[_cost(record) for record in records],
         evaluations=evaluations,
         complete=not lost,
-        clipped=sum(c.clipped for c in contributions),
+        clipped=sum(c.clipped for c in contributions)
+        + sum(round(record.means.get("clipped", 0.0)) for record in records),
         resumed_rounds=[record.round for record in records if record.resumed],
         lost=lost,
         relative_error=sum(errors) / len(errors) if errors else None,
@@ -183,4 +184,6 @@ def _cost(record: RoundRecord) -> RoundCost:
         asked=record.asked,
         resumed=record.resumed,
         proxy=record.proxy,
+        loss=record.means.get("loss"),
+        validation_loss=record.means.get("validation_loss"),
     )

@@ -1,10 +1,11 @@
 """What is asked of whom in one round, and when the round counts."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from server.cohort import choose_cohort, least_replies
+from server.first_plan import FirstPlan
 from server.forecast import Forecast, forecasts
 from server.post import Sheets
 from server.questions import NOT_CONNECTED, Question
@@ -17,6 +18,7 @@ from shared.config import JobConfig
 from shared.messages import (
     Part,
     Request,
+    RequestKind,
     enclose,
     encode_header,
     pack_parts,
@@ -81,6 +83,28 @@ def plan_round(
     )
 
 
+def planned_before(
+    plan: RoundPlan, roster: Roster, first: FirstPlan, among: Collection[str], *, everyone: bool
+) -> RoundPlan:
+    """Return the plan of another attempt at a secure round.
+
+    Args:
+        plan: As it would be if this were the first attempt.
+        roster: The sites.
+        first: Weights and scale of the first attempt.
+        among: Sites that may be asked; those that are away are not.
+        everyone: Whether all sites are asked, and not a cohort.
+    """
+    asked = tuple(name for name in roster.able() if name in first.weights and name in among)
+    return replace(
+        plan,
+        asked=asked,
+        weights={name: first.weights[name] for name in asked},
+        scale=first.scale,
+        absent=tuple(_absent(roster, asked, everyone=everyone)),
+    )
+
+
 def _absent(roster: Roster, asked: Collection[str], *, everyone: bool) -> Iterator[Contribution]:
     """Yield what is recorded of the sites that are not asked; one that is gone is missing."""
     gone = roster.gone()
@@ -100,6 +124,23 @@ def _shape_of(features: Adapter) -> tuple[int, int] | None:
         items, width = values.shape
         return items, width
     return None
+
+
+@dataclass(frozen=True)
+class StageOfRound:
+    """A stage of secure aggregation.
+
+    Attributes:
+        kind: Of the request.
+        session: Digest of the session.
+        message: The stage's question to one site, base64.
+        largest: Bytes of the longest answer.
+    """
+
+    kind: RequestKind
+    session: str
+    message: str
+    largest: int
 
 
 @dataclass
@@ -153,8 +194,19 @@ class Asking:
     def _digests(self) -> dict[Part, str]:
         return part_digests(self.shared)
 
-    def question(self, site: KnownSite, weights: Mapping[Tower, int] | None = None) -> Question:
-        """Return the question to one site; parts that it holds are left out of it."""
+    def question(
+        self,
+        site: KnownSite,
+        weights: Mapping[Tower, int] | None = None,
+        stage: StageOfRound | None = None,
+    ) -> Question:
+        """Return the question to one site; parts that it holds are left out of it.
+
+        Args:
+            site: Who is asked.
+            weights: Its weights, in a round.
+            stage: Of secure aggregation; only the one that masks the change needs the adapter.
+        """
         common = self.request
         rank = self.rank_of(site.name)
         _, digests = self._of_rank(rank)
@@ -167,8 +219,11 @@ class Asking:
                 "parts": digests,
             }
         )
+        if stage is not None:
+            said = {"kind": stage.kind, "secure": stage.session, "stage": stage.message}
+            request = request.model_copy(update=said)
         expected = Expected(
-            kind=common.kind,
+            kind=request.kind,
             run=common.run,
             round=common.round,
             attempt=common.attempt,
@@ -180,13 +235,17 @@ class Asking:
             clip_norm=common.job.aggregate.clip_norm,
             features=_shape_of(self.shared.features),
             private=common.job.privacy.differential_privacy,
+            message_bytes=stage.largest if stage else 0,
         )
         held = dict(site.holds)
         if not self._alike:  # sites of one machine hold parts together, and theirs differ
             held = {part: digest for part, digest in held.items() if part not in ("A", "B")}
 
         def sheets(full: bool) -> Sheets:
-            wanted = tuple(part for part in digests if full or held.get(part) != digests[part])
+            whole = full or stage is None or stage.kind == "train"
+            wanted = tuple(
+                part for part in digests if whole and (full or held.get(part) != digests[part])
+            )
             return Sheets(encode_header(request), self._enclosure(rank, wanted))
 
         def reminder() -> Sheets:

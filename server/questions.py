@@ -93,6 +93,7 @@ class Answer:
         detail: What belongs to the code and may be shown: both versions, or the job's fields
             that the site's policy forbids.
         reply: The site's reply, as far as it is trustworthy.
+        message: Of a stage of secure aggregation.
         update: Its change, if it was admitted to train.
         seconds: From the question to the answer or to the end of waiting.
         transfer_seconds: Spent handing over and taking in, without the site's work.
@@ -107,6 +108,7 @@ class Answer:
     detail: tuple[str, ...] = ()
     reply: Reply | None = None
     update: AdapterUpdate | None = None
+    message: bytes = b""
     seconds: float = 0.0
     transfer_seconds: float = 0.0
     bytes_up: int = 0
@@ -219,6 +221,7 @@ class OpenQuestion:
             detail=verdict.detail if isinstance(verdict, Rejected) else (),
             reply=verdict.reply if verdict else None,
             update=verdict.update if isinstance(verdict, Admitted) else None,
+            message=verdict.message if isinstance(verdict, Admitted) else b"",
             seconds=now - self.asked,
             transfer_seconds=self.transfer,
             bytes_up=self.up,

@@ -69,6 +69,11 @@ class Contribution:
         return self.state in ("missing", "refused")
 
 
+ABORTED = "secure-aborted"
+"""Reason of a site that did all it was asked in a session of secure aggregation that came to
+nothing; it is not lost."""
+SPOILED = "secure-spoiled"
+"""Reason of the sites whose sum cannot be one of honest sites."""
 SURPLUS = "enough-answered"
 """Reason of a site that was asked beyond the cohort and was not needed; it is not lost."""
 
@@ -96,6 +101,8 @@ class RoundRecord:
         contributions: One per known site.
         resumed: Whether the run was resumed just before this round.
         proxy: What came of distillation at the server; ``None`` without it.
+        means: In secure aggregation, what the sum tells: the mean ``loss`` and
+            ``validation_loss`` of the sites in it, and how many changes were ``clipped``.
     """
 
     round: int
@@ -110,6 +117,7 @@ class RoundRecord:
     contributions: Sequence[Contribution]
     resumed: bool = False
     proxy: ProxyStep | None = None
+    means: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bytes_up(self) -> int:

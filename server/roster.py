@@ -67,6 +67,10 @@ class Roster:
     """Sites (or nodes that gave no name) that cannot take part, with the reason."""
     expected: set[str] = field(default_factory=set)
     """Sites that took part before the run was resumed."""
+    least: int = 1
+    """Fewer sites are not enough for any round."""
+    required: frozenset[str] = frozenset()
+    """Sites that the next round cannot do without."""
     _tries: dict[int, int] = field(default_factory=dict)
     _nodes: set[int] = field(default_factory=set)
     _told: tuple[int, int] | None = None
@@ -128,7 +132,10 @@ class Roster:
         while True:
             left = _NEWCOMER_SECONDS if end is None else end - clock()
             self.refresh(min(_NEWCOMER_SECONDS, left))
-            present, needed = len(self.able()), least_replies(config, self.meant())
+            able = self.able()
+            lacking = self.required - set(able)
+            needed = max(least_replies(config, self.meant()), self.least, len(self.required))
+            present = min(len(able), needed - 1) if lacking else len(able)
             nobody = self.patient and not self.sites and not self.refused
             late = end is not None and clock() >= end
             if present >= needed or late or not (self.gone() or nobody):

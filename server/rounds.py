@@ -19,6 +19,7 @@ from server.aggregation.error import ProductError
 from server.checkpoint import RunStore
 from server.events import Event, EventLog
 from server.exchange import Exchange
+from server.first_plan import FirstPlans
 from server.flower_post import FlowerPost
 from server.history import HistoryAwayError, RunHistory
 from server.opened import OpenRound
@@ -31,10 +32,13 @@ from server.questions import Answer, Persistence
 from server.records import RoundRecord, RunStatus
 from server.roster import Roster
 from server.run_files import DamagedCheckpointError
+from server.secure_rounds import AbortedSumError, SecureRounds
+from server.secure_session import Members
 from server.signed_post import CoordinatorIdentity, SignedPost
 from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
 from shared.errors import (
+    ConfigError,
     ConsiliaError,
     InterruptedRunError,
     QuorumError,
@@ -48,6 +52,10 @@ __all__ = ["RoundEngine", "RunOutcome", "SiteLog"]
 _TELLING = 20
 """So many rounds tell how long a site takes."""
 _PAUSE_SECONDS = 2.0
+_MOST_ABORTED = 3
+"""So many sessions of secure aggregation in a row may come to nothing before the run gives up."""
+_MAY_PASS = frozenset({"quorum", "secure-too-few", "secure-tower"})
+"""Why a round failed that may succeed once sites are back."""
 
 
 class AwayError(QuorumError):
@@ -71,6 +79,7 @@ class RoundEngine:
         distiller: Of jobs with a public set.
         persistence: How a site that does not answer is asked again; not at all if not given.
         identity: Signs requests and knows the sites' keys; unsigned without it.
+        members: Who may take part in secure sums; the consortium's sites, if there is one.
         clock: Monotonic seconds.
         sleep: Waits for so many seconds.
     """
@@ -87,6 +96,7 @@ class RoundEngine:
     distiller: Distiller | None = None
     persistence: Persistence | None = None
     identity: CoordinatorIdentity | None = None
+    members: Members | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _records: list[RoundRecord] = field(default_factory=list, init=False)
@@ -99,12 +109,28 @@ class RoundEngine:
         self._events = EventLog(self.store.events_path, self.on_event)
         post: Post = FlowerPost(self.grid, time_to_live=max(600.0, 2 * config.deadline_seconds))
         if self.identity is not None:
-            post = SignedPost(post, self.identity)
+            post = signed = SignedPost(post, self.identity)
+            self.members = Members(self.identity.consortium, signed.key_in_use)
         self._exchange = Exchange(post, self._events, self.clock, self.sleep, self.persistence)
         self._roster = Roster(self.job, self._exchange, self._events, self._describe_request)
+        self._secure = self._secure_rounds() if self.job.privacy.secure_aggregation else None
         if self.persistence is not None:
             self._exchange.look = self._roster.look
             self._roster.expected |= set(self.job.data.sites)
+
+    def _secure_rounds(self) -> SecureRounds:
+        """Return what carries rounds out on sums alone.
+
+        Raises:
+            ConfigError: If the sites have no keys that others know.
+        """
+        if self.members is None:
+            raise ConfigError(
+                "privacy.secure_aggregation: sites must know one another's keys, and there is no "
+                "consortium here; make one with `consilia server init`, or leave it out"
+            )
+        plans = FirstPlans(self.store)
+        return SecureRounds(self.job, self.members, self._roster, plans, self.layout)
 
     def run(self) -> RunOutcome:
         """Carry the job out.
@@ -189,19 +215,25 @@ class RoundEngine:
     def _insistently(self, number: int, received: SharedAdapter) -> SharedAdapter:
         """Carry out one round; again, where it lacks only sites that are away and may come back.
 
-        What a site answered to an earlier attempt it kept, and gives again.
+        What a site answered to an earlier attempt it kept, and gives again. So is a session of
+        secure aggregation that came to nothing.
         """
+        aborted = 0
         while True:
             try:
                 return self._round(number, received)
             except AwayError:
                 self.sleep(_PAUSE_SECONDS)  # and then for the sites, as before every round
+            except AbortedSumError:
+                aborted += 1
+                if aborted == _MOST_ABORTED:
+                    raise
 
     def _round(self, number: int, received: SharedAdapter) -> SharedAdapter:
         """Carry out one round and commit it; return the adapter after it."""
         opened = self._open(number, received)
         shared, factors = opened.asking.shared, opened.asking.request.factors
-        updates = self._updates(opened)
+        updates = self._secure.sum(opened) if self._secure else self._updates(opened)
         came = RoundUpdates(number, shared, factors)
         distiller = self._distiller(number)
         if distiller is not None:
@@ -210,7 +242,8 @@ class RoundEngine:
         by_construction = len(factors) == 1 and self.job.aggregate.applies_the_mean
         # Where sites keep a factor to themselves nothing stands for the mean of their products.
         parted = bool(self.job.aggregate.private_factors)
-        if not by_construction and not parted and ProductError.affordable(self.layout):
+        seen = not self._secure and ProductError.affordable(self.layout)
+        if not by_construction and not parted and seen:
             watch = ProductError(shared, self.layout)
             updates = watch.watch(updates)
         try:
@@ -219,8 +252,9 @@ class RoundEngine:
             self.history.fail_round(
                 self.store.run, number, opened.attempt, str(error), opened.contributions
             )
-            self._events.emit("round-failed", round_number=number, reason="quorum")
-            if self.persistence is not None and opened.may_come():
+            reason = error.reason if isinstance(error, AbortedSumError) else "quorum"
+            self._events.emit("round-failed", round_number=number, reason=reason)
+            if self.persistence is not None and reason in _MAY_PASS and opened.may_come():
                 present = len(opened.contributors)
                 self._events.emit("waiting", present=present, needed=opened.plan.quorum)
                 raise AwayError(str(error)) from None
@@ -240,11 +274,15 @@ class RoundEngine:
     def _open(self, number: int, received: SharedAdapter) -> OpenRound:
         """Bring the adapter into the round's form, choose the cohort, and say so."""
         started = self.clock()
+        if self._secure:
+            self._secure.await_for(number)
         self._roster.await_sites()
         self._note_who_is_there(number)
         # Where sites are in one process none of them can be slow by itself.
         before = self._records[-_TELLING:] if self.persistence else ()
         plan = plan_round(self.job, self._roster, number, before)
+        if self._secure:
+            plan = self._secure.plan(plan)
         factors = self._rule.trains(number)
         attempt = self.history.open_round(self.store.run, number)
         self._events.emit(
@@ -313,6 +351,7 @@ class RoundEngine:
             bytes_down=record.bytes_down,
             contributors=record.contributors,
             asked=record.asked,
+            loss=record.means.get("loss"),
         )
 
     def _close(self, shared: SharedAdapter) -> RunOutcome:

@@ -29,10 +29,12 @@ class CoordinatorIdentity:
     Attributes:
         key: Signs requests.
         keys_of: Returns the public keys that may sign for a site now; none for a stranger.
+        consortium: Its number.
     """
 
     key: SigningKey
     keys_of: Callable[[str], Sequence[str]]
+    consortium: str = ""
 
 
 @dataclass
@@ -47,6 +49,17 @@ class SignedPost:
     post: Post
     identity: CoordinatorIdentity
     _asked: OrderedDict[str, RequestHeader] = field(default_factory=OrderedDict, init=False)
+    _used: dict[str, str] = field(default_factory=dict, init=False)
+    """The key that a site signed its last answer with."""
+
+    def key_in_use(self, site: str) -> str | None:
+        """Return the key that a site signs with: of those that count, the one it used last.
+
+        For some days after a site got new keys two of them count, and only it knows which it uses.
+        """
+        counting = self.identity.keys_of(site)
+        used = self._used.get(site)
+        return used if used in counting else next(reversed(counting), None)
 
     def nodes(self) -> list[int]:
         """Return the numbers of all nodes that are connected."""
@@ -100,4 +113,12 @@ class SignedPost:
         except WireError:
             return UNREADABLE, b""
         expected: Claim = claim_of(asked, site, header, hashlib.sha256(rest).digest())
-        return objection("reply", signed, expected, self.identity.keys_of(site)), body
+        keys = self.identity.keys_of(site)
+        reason = objection("reply", signed, expected, keys)
+        if reason is None:
+            self._used[site] = next(
+                key
+                for key in keys
+                if len(keys) == 1 or objection("reply", signed, expected, [key]) is None
+            )
+        return reason, body

@@ -6,8 +6,10 @@ Everything is read from the run history and from the runs' events; nothing is as
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -23,7 +25,7 @@ from server.records import RoundRecord, RunSummary
 from server.run_files import is_locked
 from server.site_status import Course, SiteStatus, read_events
 from server.vehicle import read_vehicle
-from shared.errors import RunDirectoryError
+from shared.errors import InputError, RunDirectoryError
 from shared.page.numbers import duration
 
 _WAITING = "waiting for its ServerApp"
@@ -48,6 +50,7 @@ class RunStatusNow:
         seconds_left: Forecast from the committed rounds; ``None`` if nothing is known.
         alive: Whether a ServerApp works on it at this moment.
         adapter_sha256: Of the last committed round.
+        secure_aggregation: Whether the coordinator gets sums over the sites' changes only.
     """
 
     name: str
@@ -61,6 +64,7 @@ class RunStatusNow:
     seconds_left: float | None = None
     alive: bool = False
     adapter_sha256: str | None = None
+    secure_aggregation: bool = False
 
 
 def status_command(
@@ -132,13 +136,16 @@ def run_status(home: CoordinatorHome, name: str, summary: RunSummary | None) -> 
     alive = is_locked(path) is True
     if summary is None:
         with RunStore.open(path, lock=False) as store:
-            return RunStatusNow(name, "submitted", _WAITING, 0, store.job.rounds, alive=alive)
+            now = RunStatusNow(name, "submitted", _WAITING, 0, store.job.rounds, alive=alive)
+            now.secure_aggregation = store.job.privacy.secure_aggregation
+            return now
     status, reason = summary.status, summary.reason
     if status == "running" and not alive:
         vehicle = read_vehicle(path)
         wanted = vehicle is not None and vehicle.wanted
         reason = f"its ServerApp is gone; {'it is started again' if wanted else 'not wanted'}"
     now = RunStatusNow(name, status, reason, summary.rounds, summary.rounds_planned, alive=alive)
+    now.secure_aggregation = _on_sums(path)
     with RunHistory(home.history_url) as history:
         rounds = history.committed_rounds(name)
     examples = {each.site: each.examples for record in rounds for each in record.contributions}
@@ -158,6 +165,13 @@ def run_status(home: CoordinatorHome, name: str, summary: RunSummary | None) -> 
         if status == "running":
             now.seconds_left = mean * (now.rounds_planned - now.rounds)
     return now
+
+
+def _on_sums(path: Path) -> bool:
+    """Return whether a run's job has secure aggregation; not of one whose folder is damaged."""
+    with suppress(InputError), RunStore.open(path, lock=False) as store:
+        return store.job.privacy.secure_aggregation
+    return False
 
 
 def _count(sites: dict[str, SiteStatus], rounds: Sequence[RoundRecord]) -> None:
@@ -194,6 +208,8 @@ def _about(run: RunStatusNow, *, whole: bool) -> Iterator[RenderableType]:
         parts.append(f"waiting: {run.waiting}")
     if run.seconds_left is not None:
         parts.append(f"about {duration(run.seconds_left)} left")
+    if run.secure_aggregation:
+        parts.append("secure aggregation")
     if run.adapter_sha256:
         parts.append(f"adapter {run.adapter_sha256[:12]}")
     yield Text(", ".join(parts))

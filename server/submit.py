@@ -15,6 +15,7 @@ from server.checkpoint import RunStore
 from server.flower_app import start_vehicle, stop_vehicle
 from server.history import RunHistory
 from server.home import CoordinatorHome
+from server.provisioning.folder import ConsortiumPaths
 from server.records import RunStatus
 from server.run_files import new_run_folder
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
@@ -41,6 +42,11 @@ def submit_command(home: CoordinatorHome, job_file: Path, layout: Path | None) -
     """
     job = load_job(job_file)
     check_deployable(job)
+    if job.privacy.secure_aggregation and not ConsortiumPaths.of(home.folder).folder.exists():
+        raise ConfigError(
+            "privacy.secure_aggregation = true: sites must know one another's keys, and there is "
+            f"no consortium in {home.folder}; make one with `consilia server init`, or leave it out"
+        )
     home.check_answers()
     content = _layout(job_file, layout)
     if layout is not None and load_layout(layout)[0].rank != job.lora.rank:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Factor, Tower
 from shared.errors import VersionError, WireError
 from shared.fixedpoint import largest_entry
-from shared.messages import Reply, RequestKind, TrainSummary, decode_reply
+from shared.messages import Reply, RequestKind, TrainSummary, decode_reply, stage_message
 from shared.results import SiteEvaluation
 from shared.tensors import Form, Packed
 from shared.versions import OTHER_VERSION
@@ -91,6 +91,8 @@ class Expected:
         features: Where sites exchange features, items and width of each tower's; then no factor
             may come back.
         private: Whether the job has differential privacy, with which no loss is told.
+        message_bytes: Within secure aggregation, the most bytes that the site's message has; then
+            nothing may come beside it.
     """
 
     kind: RequestKind
@@ -105,6 +107,7 @@ class Expected:
     clip_norm: float = 1.0
     features: tuple[int, int] | None = None
     private: bool = False
+    message_bytes: int = 0
 
     def wanted(self) -> _Wanted:
         """Return tower and shape of the arrays that the reply must hold, by name."""
@@ -117,10 +120,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A reply that passed; ``update`` only for ``train``."""
+    """A reply that passed; ``update`` only for ``train``, ``message`` in secure aggregation."""
 
     reply: Reply
     update: AdapterUpdate | None = None
+    message: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,13 @@ def _not_yet(reply: Reply) -> Rejected:
 
 def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejected:
     """Check the content of a reply that belongs to its question and says ``ok``."""
-    reason = _content(reply, tensors, expected)
+    check = _stage if expected.message_bytes else _content
+    reason = check(reply, tensors, expected)
     if reason:
         return Rejected(reason, reply)
+    if expected.message_bytes:
+        message = stage_message(tensors)
+        return Admitted(reply, message=b"" if message is None else message.tobytes())
     if expected.kind != "train":
         return Admitted(reply)
     update = AdapterUpdate(
@@ -193,6 +201,8 @@ def admit(reply: Reply, tensors: Packed, expected: Expected) -> Admitted | Rejec
 
 def largest_body(expected: Expected) -> int:
     """Return the largest size in bytes that a reply may have."""
+    if expected.message_bytes:
+        return expected.message_bytes + _HEADER_BYTES
     wanted = expected.wanted()
     content = sum(4 * outputs * inputs for _, (outputs, inputs) in wanted.values())
     return int(_SLACK * (content + 200 * len(wanted))) + _HEADER_BYTES
@@ -236,6 +246,21 @@ def _content(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
     if expected.kind == "evaluate":
         return _evaluation(reply.evaluation)
     return None
+
+
+def _stage(reply: Reply, tensors: Packed, expected: Expected) -> str | None:
+    """Check the envelope of a message of secure aggregation, and that nothing is beside it."""
+    message = stage_message(tensors)
+    if message is None:
+        return TENSOR_NAMES
+    if message.dtype != np.uint8:
+        return TENSOR_DTYPE
+    if message.ndim != 1 or not 0 < message.size <= expected.message_bytes:
+        return TENSOR_SHAPE
+    told = (reply.summary, reply.description, reply.evaluation, reply.weights or None)
+    if any(each is not None for each in told):
+        return PROTOCOL_BROKEN
+    return None if reply.scale == expected.scale else WRONG_SCALE
 
 
 def _tensors(tensors: Packed, expected: Expected) -> str | None:

@@ -10,10 +10,12 @@ The requests of a round differ by their headers only. Their enclosure is made on
 once, and is read once by a process that answers for many sites.
 """
 
+import base64
+import binascii
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +50,20 @@ _LENGTH = 8
 _ALIGNED = 8
 """What comes after a header begins at a multiple of this, as arrays of numbers should."""
 
-RequestKind = Literal["describe", "train", "personalize", "evaluate"]
+TaskKind = Literal["describe", "train", "personalize", "evaluate"]
+SecureKind = Literal["secure-keys", "secure-shares", "secure-agree", "secure-unmask"]
+SECURE_KINDS: tuple[SecureKind, ...] = get_args(SecureKind)
+"""The stages of secure aggregation; the one that masks the change is ``train`` itself."""
+RequestKind = TaskKind | SecureKind
 Part = Literal["A", "B", "residual", "features"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """The pieces in which a shared adapter travels; a part is sent only if it changed."""
 
 _ENCLOSED = {"job"}
 """Fields of a request that are not in its header."""
-_BESIDE_THE_QUESTION = {*_ENCLOSED, "attempt", "cohort", "minor", "program"}
+_OF_A_SESSION = {"secure", "stage"}
+"""Fields that only requests within secure aggregation have."""
+_BESIDE_THE_QUESTION = {*_ENCLOSED, *_OF_A_SESSION, "attempt", "cohort", "minor", "program"}
 """Fields of a request that do not change what it asks for."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -93,6 +101,20 @@ class RequestHeader(_Versioned):
     seed: Annotated[int, Field(ge=0)] = 0
     folds: Annotated[int, Field(ge=0)] = 0
     parts: dict[Part, Sha256] = {}
+    secure: Sha256 | None = None
+    stage: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")] = ""
+
+    @property
+    def stage_message(self) -> bytes:
+        """The question of the stage of secure aggregation that the request is.
+
+        Raises:
+            WireError: If it is not written as it should be.
+        """
+        try:
+            return base64.b64decode(self.stage, validate=True)
+        except binascii.Error:
+            raise WireError("request: stage: expected base64") from None
 
 
 class Request(RequestHeader):
@@ -115,6 +137,9 @@ class Request(RequestHeader):
         seed: The round's seed for this site.
         folds: The shared adapter's number of folds.
         parts: Digest of every part of the shared adapter.
+        secure: Digest of the session of secure aggregation that the request belongs to.
+        stage: The question of this stage of it, base64. In the header and not in the enclosure:
+            it is a site's own, and the enclosure is everybody's.
     """
 
     job: JobConfig
@@ -200,7 +225,10 @@ def encode(header: Request | Reply, tensors: Tensors | None = None) -> bytes:
 
 def encode_header(header: Request | Reply) -> bytes:
     """Return the beginning of a body, up to its enclosure; a request's job is not in it."""
-    text = header.model_dump_json(exclude=_ENCLOSED).encode()
+    left_out = _ENCLOSED
+    if isinstance(header, RequestHeader) and header.secure is None:
+        left_out = _ENCLOSED | _OF_A_SESSION  # sites of the minor version before can read it
+    text = header.model_dump_json(exclude=left_out).encode()
     text += b" " * (-(len(_MAGIC) + _LENGTH + len(text)) % _ALIGNED)
     return _MAGIC + len(text).to_bytes(_LENGTH, "little") + text
 
@@ -273,7 +301,10 @@ def question_of(request: RequestHeader) -> str:
     question whichever parts come with it. Another attempt at a round asks for the same, too: it
     costs the site no second training, and no second release.
     """
-    text = request.model_dump_json(exclude=_BESIDE_THE_QUESTION)
+    left_out = _BESIDE_THE_QUESTION
+    if request.kind in SECURE_KINDS:  # a stage is asked by what its session has come to
+        left_out = left_out - _OF_A_SESSION
+    text = request.model_dump_json(exclude=left_out)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -315,6 +346,23 @@ def pack_parts(shared: SharedAdapter, wanted: Iterable[Part] = PARTS) -> Tensors
     """Return the tensors of the wanted parts, named ``A/<name>``, ``residual/<name>``, ..."""
     parts = parts_of(shared)
     return {f"{part}/{name}": a for part in wanted for name, a in parts.get(part, {}).items()}
+
+
+_STAGE_MESSAGE: Final = "message"
+"""Name of the only tensor of a reply within secure aggregation."""
+
+
+def stage_tensors(message: bytes) -> Tensors:
+    """Return the tensors of a reply that is a site's message of a stage, (bytes,) of uint8."""
+    return {_STAGE_MESSAGE: np.frombuffer(message, np.uint8)}
+
+
+def stage_message(tensors: Tensors) -> NDArray[np.generic] | None:
+    """Return the array that ``stage_tensors`` made; ``None`` if it is missing or not alone.
+
+    Its type and shape are not checked.
+    """
+    return tensors[_STAGE_MESSAGE] if tensors.keys() == {_STAGE_MESSAGE} else None
 
 
 def unpack_parts(tensors: Mapping[str, NDArray[np.generic]]) -> dict[Part, dict[str, Array]]:

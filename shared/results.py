@@ -282,6 +282,9 @@ class RoundCost(_Frozen):
         asked: Sites that were asked.
         resumed: Whether the run was resumed just before this round.
         proxy: Of distillation at the server; null in rounds without it.
+        loss: With secure aggregation, the mean training loss of the sites in the sum, in nats;
+            null where sites tell their own, or none does.
+        validation_loss: The same of the adapter that the round began with.
     """
 
     round: int
@@ -292,6 +295,8 @@ class RoundCost(_Frozen):
     asked: int
     resumed: bool = False
     proxy: ProxyStep | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
 
 
 class Aggregation(_Frozen):
@@ -371,6 +376,7 @@ class Results(_Frozen):
         facts: Further lines for the record (versions, digests), label to value.
         privacy: What every site's ledger says of the run, by site; empty without differential
             privacy, and then there is no claim.
+        secure_aggregation: Whether the coordinator got sums over the sites' changes only.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -410,6 +416,7 @@ class Results(_Frozen):
     pictures: dict[str, str] = {}
     facts: dict[str, str] = {}
     privacy: dict[str, Statement] = {}
+    secure_aggregation: bool = False
 
 
 def json_schema() -> dict[str, object]:

@@ -17,6 +17,10 @@ MESSAGE_TYPES: dict[RequestKind, str] = {
     "train": "train",
     "personalize": "train.personalize",
     "evaluate": "evaluate",
+    "secure-keys": "train.secure_keys",
+    "secure-shares": "train.secure_shares",
+    "secure-agree": "train.secure_agree",
+    "secure-unmask": "train.secure_unmask",
 }
 """Flower's message type, ``category`` or ``category.action``, for every kind of request."""
 

@@ -113,8 +113,11 @@ class RunProgress:
             self._bars.update(self._site_bar, advance=1)
 
     def _round_committed(self, event: Event) -> None:
-        told = bool(self._losses)  # with differential privacy no site tells its loss
-        note = f"loss {sum(self._losses) / len(self._losses):.3f}" if told else "loss not told"
+        mean = event.values.get("loss")  # of a sum; with secure aggregation no site tells its own
+        if self._losses:
+            mean = sum(self._losses) / len(self._losses)
+        # With differential privacy none is told.
+        note = f"loss {mean:.3f}" if isinstance(mean, float) else "loss not told"
         self._bars.update(self._round_bar, completed=event.round, note=note)
         if not self._live:
             values = event.values

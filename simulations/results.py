@@ -164,6 +164,7 @@ def assemble(
         resumed_rounds=list(outcome.resumed_rounds),
         facts=dict(facts.facts),
         privacy=dict(facts.privacy),
+        secure_aggregation=job.privacy.secure_aggregation,
     )
 
 

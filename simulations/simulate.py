@@ -47,6 +47,7 @@ from shared.memory import give_memory_back
 from shared.model.encoder import DualEncoder
 from shared.page.numbers import duration, size
 from shared.results import Results
+from shared.security.secagg.session import LEAST_SITES
 from simulations.attackers import with_attackers
 from simulations.baselines_process import BaselinesProcess
 from simulations.cohorts import loads, samples_at_once
@@ -70,6 +71,7 @@ from simulations.report import write_report
 from simulations.report.privacy import claim_of, promised
 from simulations.results_table import results_table
 from simulations.scoring import score_run
+from simulations.secure import SimulatedConsortium
 from simulations.sites import readable, site_settings, write_partition, write_phantoms
 
 
@@ -232,8 +234,13 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
 
 
 def _check_sizes(job: JobConfig, sites: int, largest_rank: int) -> None:
-    """Raise ``ConfigError`` if there are too few sites for the rule, or a rank is too large."""
+    """Raise ``ConfigError`` if there are too few sites for the job, or a rank is too large."""
     rule = job.aggregate
+    if job.privacy.secure_aggregation and sites < LEAST_SITES:
+        raise ConfigError(
+            f"privacy.secure_aggregation = true: there are only {sites} sites, and of two each "
+            f"learns the other's change from the sum; expected at least {LEAST_SITES}"
+        )
     if rule.least_sites > sites:
         raise ConfigError(
             f"aggregate.combine = '{rule.combine}' needs {rule.least_sites} sites to withstand "
@@ -383,21 +390,29 @@ class _Federation:
         if self.job.simulation.engine == "flower":
             return run_flower(self.settings, self.job, coordinate, load, samples)
         where = devices(self.encoder.device.type)
+        consortium = None
+        if self.job.privacy.secure_aggregation:
+            consortium = SimulatedConsortium([site.name for site in self.settings])
+            coordinate = partial(coordinate, members=consortium.members)
         lanes = {site.name: number % len(where) for number, site in enumerate(self.settings)}
-        agents = {s.name: self._agent(s, where[lanes[s.name]]) for s in self.settings}
+        agents = {s.name: self._agent(s, where[lanes[s.name]], consortium) for s in self.settings}
         hostile = self.job.attack.sites
         answer = partial(_answer, hostile=hostile, threads=lambda: baselines.threads)
         with LocalGrid(agents, Together(answer, load, samples, lanes)) as grid:
             return coordinate(grid)
 
-    def _agent(self, site: SiteSettings, device: str) -> SiteAgent:
+    def _agent(
+        self, site: SiteSettings, device: str, consortium: SimulatedConsortium | None
+    ) -> SiteAgent:
         """Return a site's agent; all agents on a device share its encoder."""
+        policy = with_simulated_budget(simulation_policy(), self.job)
         return SiteAgent(
             site,
-            with_simulated_budget(simulation_policy(), self.job),
+            policy,
             lambda job: encoder_for(job, device),
             lambda settings, _: self.data[settings.name],
             self.public,
+            sums=consortium.sums(site, policy) if consortium else None,
         )
 
 

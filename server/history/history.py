@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, selectinload
 from server.history.rows import (
     anchor_of,
     lost_sites,
+    mean_rows,
     metric_rows,
     participation_rows,
     record_of,
@@ -209,6 +210,9 @@ class RunHistory:
             row.proxy_before, row.proxy_after = record.proxy.before, record.proxy.after
         session.flush()
         _add_participations(session, row, record.contributions)
+        means = list(mean_rows(row, record.means))
+        if means:
+            session.execute(insert(MetricRow), means)
         session.add(
             ArtefactRow(
                 run_id=run_id,

@@ -16,6 +16,8 @@ Metrics = Mapping[tuple[int, int, str], Mapping[str, float]]
 """Numbers by (round, attempt, site) and name."""
 
 _LOST: tuple[ParticipationState, ...] = ("missing", "refused")
+_ALL_SITES = ""
+"""Whose numbers those are that a sum over the sites told; no site has this name."""
 _GRADIENT_NORM, _DISCREPANCY = "gradient_norm_", "discrepancy_"
 
 
@@ -78,6 +80,19 @@ def metric_rows(
                 }
 
 
+def mean_rows(row: RoundRow, means: Mapping[str, float]) -> Iterator[dict[str, object]]:
+    """Yield the columns of ``MetricRow`` for every number that a sum over the sites told."""
+    for name, value in means.items():
+        yield {
+            "run_id": row.run_id,
+            "round": row.round,
+            "attempt": row.attempt,
+            "site": _ALL_SITES,
+            "name": name,
+            "value": value,
+        }
+
+
 def contribution_of(row: ParticipationRow, numbers: Mapping[str, float]) -> Contribution:
     """Return what a participation's row and its metrics say."""
     return Contribution(
@@ -131,6 +146,7 @@ def record_of(row: RoundRow, metrics: Metrics) -> RoundRecord:
         ],
         resumed=row.resumed,
         proxy=_proxy_of(row),
+        means=dict(metrics.get((row.round, row.attempt, _ALL_SITES), {})),
     )
 
 

@@ -21,4 +21,4 @@ def coordinator_identity(home: Path) -> CoordinatorIdentity | None:
         return None
     folder = ConsortiumFolder.open(home)
     folder.roster()
-    return CoordinatorIdentity(folder.key, folder.signing_keys)
+    return CoordinatorIdentity(folder.key, folder.signing_keys, folder.consortium.number)

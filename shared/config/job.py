@@ -20,6 +20,7 @@ from shared.config.model import LoraConfig, ModelConfig
 from shared.config.privacy import PrivacyConfig, privacy_fields_left_out, unsound_privacy
 from shared.config.proxy import ProxyConfig
 from shared.config.run import AttackConfig, EvaluateConfig, SimulationConfig
+from shared.config.secure import unsound_secure_aggregation
 from shared.config.table import Table
 from shared.config.train import PersonalizeConfig, TrainConfig
 from shared.errors import ConfigError
@@ -76,6 +77,7 @@ class JobConfig(Table):
     def _sound(self) -> Self:
         unsound = next(unsound_privacy(self), None) or self.aggregate.unsound()
         unsound = unsound or self._unsound_beside_the_rule()
+        unsound = unsound or next(unsound_secure_aggregation(self), None)
         if not unsound and not self.privacy.differential_privacy:
             unsound = self.proxy.unsound(self.aggregate)
         if unsound:

@@ -38,9 +38,12 @@ class PrivacyConfig(Table):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """C: the gradient of one patient's records, over all trained factors, is cut to this L2
     norm."""
+    secure_aggregation: bool = False
+    """The coordinator gets the sum of the sites' changes, and no site's own."""
 
 
 _PLAIN: Final = "differential_privacy"
+_SECURE: Final = "secure_aggregation"
 
 _FIELDS: Final = {
     "unit-record": "privacy.unit",
@@ -57,9 +60,10 @@ _FIELDS: Final = {
 
 def privacy_fields_left_out(config: PrivacyConfig) -> set[str]:
     """Return what a job's digest leaves out: everything, where there is no privacy to speak of."""
+    secure = set() if config.secure_aggregation else {_SECURE}
     if config.differential_privacy:
-        return set()
-    return set(PrivacyConfig.model_fields) - {_PLAIN}
+        return secure
+    return set(PrivacyConfig.model_fields) - {_PLAIN, _SECURE} | secure
 
 
 def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
@@ -84,6 +88,7 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
         teacher_has_personal=bool(job.aggregate.private_factors),
         exact_weights=job.aggregate.weighting != "equal",
         minimum_patients=1,
+        secure_aggregation=config.secure_aggregation,
     )
 
 
@@ -92,7 +97,7 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
     config = job.privacy
     if not config.differential_privacy:
         for name, value in PrivacyConfig():
-            if getattr(config, name) != value:
+            if name != _SECURE and getattr(config, name) != value:
                 yield (
                     f"privacy.{name} says nothing without privacy.differential_privacy = true; "
                     "set that, or leave it out"

@@ -67,6 +67,7 @@ def context(
         "promised": privacy.promised(results),
         "site_claims": [privacy.site_claim(results, name) for name in figures.heads(results)],
         "statements": privacy.statements(results),
+        "about_sums": privacy.about_sums(results),
         **_head(results),
         **_results_section(results),
         **_part_section(results),

@@ -57,6 +57,17 @@ def statements(results: Results) -> list[tuple[str, str, list[tuple[str, list[st
     return found
 
 
+def about_sums(results: Results) -> str:
+    """Return what the coordinator got of the sites' changes, as sentences."""
+    if not results.secure_aggregation:
+        return "Secure aggregation was off: the coordinator saw what every single site sent."
+    return (
+        "Secure aggregation was on: in every round the coordinator got the sum of the sites’ "
+        "changes, weights and losses, and no site’s own. What the sum itself tells is not hidden, "
+        "and after the rounds every site told its own evaluation."
+    )
+
+
 def rounded_up(epsilon: float) -> str:
     """Return an epsilon to two decimals, never a smaller one."""
     return number(math.ceil(epsilon * 100 - 1e-9) / 100, 2)

@@ -14,7 +14,7 @@ from client.policy import PolicyFile, SitePolicy, simulation_policy
 from client.release import REFUSALS
 from shared.config import parse_job
 from shared.errors import ConfigError, RefusedError
-from shared.messages import Request
+from shared.messages import SECURE_KINDS, Request
 
 BASE, KEY = "b" * 64, "a" * 64
 TODAY = date(2026, 11, 21)
@@ -68,6 +68,28 @@ def test_a_policy_that_names_nothing_allows_nothing():
     for kind in ("describe", "train", "personalize", "evaluate"):
         with pytest.raises(RefusedError):
             refuse(about_request(SitePolicy(), request(kind), PARTY, TODAY))
+
+
+def test_a_training_is_masked_if_the_job_says_so_and_only_then():
+    on, off = request(privacy={"secure_aggregation": True}), request()
+    stage = {"secure": "a" * 64}
+    for asked, reasons in (
+        (on, [("secure-session", "secure")]),
+        (on.model_copy(update=stage), []),
+        (on.model_copy(update=stage | {"kind": "secure-unmask"}), []),
+        (on.model_copy(update={"kind": "secure-unmask"}), [("secure-session", "secure")]),
+        (on.model_copy(update={"kind": "evaluate"}), []),
+        (off.model_copy(update=stage), [("secure-session", "secure")]),
+        (off.model_copy(update=stage | {"kind": "secure-keys"}), [("secure-session", "secure")]),
+    ):
+        assert found(asked) == reasons
+    # The stages are part of the training.
+    for kind in SECURE_KINDS:
+        asked = on.model_copy(update=stage | {"kind": kind})
+        assert found(asked, requests=["describe"]) == [("policy-request", "request")]
+    few = on.model_copy(update=stage | {"kind": "secure-keys", "cohort": 3})
+    assert found(few, minimum_cohort=4) == [("policy-cohort", "cohort")]
+    assert found(few, require_secure_aggregation=True) == []
 
 
 @pytest.mark.parametrize("missing", sorted(NAMED))
@@ -152,7 +174,7 @@ EXCHANGE = {
             {"require_secure_aggregation": True},
             request(),
             "policy-secure-aggregation",
-            "privacy",
+            "privacy.secure_aggregation",
         ),
     ],
 )

@@ -23,17 +23,25 @@ from client.release import (
     REFUSALS,
     Answer,
     change_of,
+    encode_update,
     release_again,
     release_description,
     release_done,
     release_evaluation,
     release_needs,
     release_refusal,
+    release_stage,
     release_update,
 )
 from shared.adapter import AdapterLayout, LayerShape, factor_name
 from shared.config import parse_job
-from shared.errors import AdapterMismatchError, InputError, StorageError, TrainingError
+from shared.errors import (
+    AdapterMismatchError,
+    InputError,
+    RefusedError,
+    StorageError,
+    TrainingError,
+)
 from shared.messages import Description, Request, TrainSummary, decode_reply
 from shared.results import METRICS, CalibrationBin, Estimate, FindingScore, SiteEvaluation
 
@@ -49,8 +57,9 @@ def audit(tmp_path):
     return AuditLog(tmp_path / "audit.jsonl")
 
 
-def answer(clip_norm=100.0, weights=None, scale=2.0**10, **more):
-    job = parse_job({"name": "job", "aggregate": {"clip_norm": clip_norm}})
+def answer(clip_norm=100.0, weights=None, scale=2.0**10, *, secure=False, **more):
+    privacy = {"privacy": {"secure_aggregation": True}} if secure else {}
+    job = parse_job({"name": "job", "aggregate": {"clip_norm": clip_norm}, **privacy})
     request = Request(
         kind="train",
         run="run",
@@ -74,8 +83,13 @@ def change(image=0.5, text=-0.25):
     }
 
 
+def released(said, change, audit, policy=OPEN, summary=SUMMARY):
+    update = encode_update(said, change, LAYOUT, summary, policy)
+    return release_update(said, update, audit)
+
+
 def release(change, audit, policy=OPEN, summary=SUMMARY, **kwargs):
-    return decode_reply(release_update(answer(**kwargs), change, LAYOUT, summary, policy, audit))
+    return decode_reply(released(answer(**kwargs), change, audit, policy, summary))
 
 
 def test_a_change_leaves_weighted_in_fixed_point(audit):
@@ -111,13 +125,26 @@ def test_a_change_side_by_side_leaves_with_the_same_bits(tmp_path):
         for clip_norm in (100.0, 0.5):
             folder = tmp_path / f"{number} {clip_norm}"
             bodies = [
-                release_update(
-                    answer(clip_norm=clip_norm, weights=weights), each, LAYOUT, SUMMARY, OPEN,
+                released(
+                    answer(clip_norm=clip_norm, weights=weights), each,
                     AuditLog(folder / sort / "audit.jsonl"),
                 )
                 for sort, each in (("one", change()), ("other", change_of(change(), start)))
             ]  # fmt: skip
             assert bodies[0] == bodies[1]
+
+
+def test_in_secure_aggregation_nothing_leaves_but_the_message_and_never_the_change(audit):
+    said = answer(secure=True)
+    with pytest.raises(RefusedError) as caught:
+        released(said, change(), audit)
+    assert caught.value.reason == "secure-session"
+    assert not audit.path.exists()
+    body = release_stage(said, b"masked", audit)
+    reply, tensors = decode_reply(body)
+    assert {name: bytes(array) for name, array in tensors.items()} == {"message": b"masked"}
+    assert (reply.summary, reply.weights, reply.description) == (None, {}, None)
+    assert [line["what"] for line in lines(audit)] == ["masked update"]
 
 
 def test_a_change_is_clipped_as_a_whole_before_it_leaves(audit):
@@ -327,7 +354,7 @@ def lines(audit):
 
 def test_everything_that_leaves_has_its_line(audit):
     bodies = [
-        release_update(answer(), change(), LAYOUT, SUMMARY, OPEN, audit),
+        released(answer(), change(), audit),
         release_description(answer(), Description(kind="text", examples={}), OPEN, audit),
         release_evaluation(answer(), EVALUATION, None, OPEN, audit),
         release_done(answer(), audit),

@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 
 import shared.security.secagg as package
-from client.secure_sum import (
-    SECURE_REFUSALS,
-    Asked,
-    SecureSums,
-    adapter_digest,
-)
+from client.secure_sum import SECURE_REFUSALS, Asked, SecureSums
 from client.summed_once import SummedOnce
 from shared.errors import SecureSumError, StorageError, TrainingError
 from shared.fixedpoint import choose_scale
+from shared.secure_round import adapter_digest
 from shared.security.secagg.coordinator import CoordinatorSum
 from shared.security.secagg.messages import Survivors
-from shared.security.secagg.session import Demands
+from shared.security.secagg.session import Demands, Participant
 from shared.security.secagg.site import Stage
 from shared.security.secagg.vector import Measure, SiteVector, VectorForm
 from tests.shared.security.secagg.sums import key_of, names_of, raises_reason, session_of
@@ -43,6 +39,7 @@ def asked_of(count, **changes):
         "scale": choose_scale(10 * count, 16.0, count),
         "clip_norm": 16.0,
         "form": form_of(count),
+        "towers": ("image",),
     }
     return Asked(**{**fields, **changes})
 
@@ -57,6 +54,7 @@ class Federation:
         self.trained = dict.fromkeys(self.names, 0)
         self.weight = dict.fromkeys(self.names, 5)
         self.refused = {}
+        self.towers = dict.fromkeys(self.names, ("image",))
 
     def start(self, name):
         """A site's process; what it knew of a session before is gone."""
@@ -81,6 +79,10 @@ class Federation:
             adapter=ADAPTER,
             scale=asked.scale,
             total_weight=10 * self.count,
+            participants=tuple(
+                Participant(name=name, key=key_of(name).public, towers=self.towers[name])
+                for name in self.names
+            ),
             **fields,
         )
 
@@ -233,6 +235,47 @@ def test_a_session_that_is_not_the_requests_is_refused_before_any_training(tmp_p
     other = dataclasses.replace(asked, **changes)
     raises_reason("secure-session", lambda: lab.sites[FIRST].begin(session.encode(), other))
     assert lab.trained[FIRST] == 0
+
+
+def test_a_site_that_would_be_nearly_alone_with_a_tower_takes_no_part(tmp_path):
+    lab = Federation(tmp_path)
+    lab.towers |= {"site-02": ("text",), "site-03": ("text",)}
+    asked, session = lab.session()
+    raises_reason("secure-tower", lambda: lab.sites[FIRST].begin(session.encode(), asked))
+    # What the session says of the site itself must be what it is asked for.
+    other = dataclasses.replace(asked, towers=("image", "text"))
+    session = Federation(tmp_path).session()[1]
+    raises_reason("secure-session", lambda: lab.sites[FIRST].begin(session.encode(), other))
+
+
+def test_a_sum_in_which_too_few_are_left_with_a_tower_is_not_unmasked(tmp_path):
+    lab = Federation(tmp_path, count=6)
+    lab.towers |= dict.fromkeys(lab.names[3:], ("text",))
+    asked, session = lab.session()
+    site = lab.sites[FIRST]
+    server, questions = CoordinatorSum(session), dict.fromkeys(lab.names, b"")
+    text = dataclasses.replace(asked, towers=("text",))
+    works = lab.train
+    lab.train = lambda name: (
+        works(name) if lab.towers[name] == ("image",) else SiteVector({}, {}, {"loss": 0.5})
+    )
+    for stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK):
+        for name in lab.names:
+            if (stage, name) == (Stage.MASK, "site-01"):
+                continue  # two with an image tower are left
+            of_site = asked if lab.towers[name] == ("image",) else text
+            try:
+                server.take(name, lab.ask(of_site, session, stage, name, questions[name]))
+            except SecureSumError as error:
+                lab.refused[name] = error.reason
+                break
+        if lab.refused:
+            break
+        questions = server.close()
+    # A site that trained other towers than the session says masks nothing.
+    assert lab.refused == {"site-03": "secure-form"}
+    survivors = Survivors((0, 2, 3, 4, 5)).encode(session)
+    raises_reason("secure-tower", lambda: site.agree(session.digest, survivors))
 
 
 def test_a_session_of_unknown_sites_is_refused_before_any_training(tmp_path):

@@ -68,6 +68,23 @@ def begin(home, run, status="running"):
         all_.finish_run(run, status)
 
 
+def test_secure_aggregation_needs_a_consortium_and_status_says_that_it_is_on(
+    home, tmp_path, capsys, monkeypatch
+):
+    job, layout = tmp_path / "job.toml", tmp_path / "layout.json"
+    job.write_text(JOB + "[privacy]\nsecure_aggregation = true\n")
+    layout.write_bytes(layout_bytes(LAYOUT, BASE))
+    with pytest.raises(ConfigError, match=r"no consortium in .*consilia server init"):
+        submit_command(home, job, layout)
+    assert not home.runs.exists()
+    (home.folder / "consortium").mkdir()
+    monkeypatch.setattr(submit, "start_vehicle", lambda *_: 1)
+    run = submit_command(home, job, layout)
+    assert run_status(home, run, None).secure_aggregation
+    status_command(home, run, Console(width=120), as_json=False)
+    assert "secure aggregation" in capsys.readouterr().out
+
+
 def test_a_job_becomes_a_run_that_flower_carries(home, vehicles, files):
     run = submit_command(home, *files)
     assert run == "toy-2"

@@ -12,7 +12,15 @@ from server.planning import Asking
 from server.roster import KnownSite
 from server.validation import Admitted, Expected, Rejected, judge, largest_body, reason_code
 from shared.adapter import factor_name
-from shared.messages import Request, decode_reply, encode
+from shared.messages import (
+    Description,
+    Reply,
+    Request,
+    TrainSummary,
+    decode_reply,
+    encode,
+    stage_tensors,
+)
 
 NAME = factor_name("vision.q", "B")
 
@@ -206,3 +214,34 @@ def test_with_privacy_a_loss_is_not_told_and_without_it_is():
     silent = rewritten(asked, lambda header: header["summary"].update(loss=None))
     assert isinstance(judge(silent, private), Admitted)
     assert judge(answer(asked), private) == Rejected("protocol", ANY)
+
+
+# --- messages of secure aggregation -------------------------------------------------------------
+
+
+def stage(tensors, **said):
+    """What becomes of a reply within secure aggregation that may have 64 bytes."""
+    expected = Expected("train", "run", 1, 1, "north", scale=2.0, message_bytes=64)
+    fields = {"kind": "train", "run": "run", "round": 1, "attempt": 1, "site": "north"}
+    verdict = judge(encode(Reply(**{**fields, "scale": 2.0, **said}), tensors), expected)
+    return verdict.message if isinstance(verdict, Admitted) else verdict.reason
+
+
+def test_in_secure_aggregation_a_message_comes_alone():
+    masked = stage_tensors(b"masked")
+    assert stage(masked) == b"masked"
+    assert stage(stage_tensors(bytes(64))) == bytes(64)
+    assert stage(stage_tensors(bytes(65))) == "tensor-shape"
+    assert stage({"message": np.zeros(0, np.uint8)}) == "tensor-shape"
+    assert stage({}) == "tensor-names"
+    assert stage({**masked, "more": np.zeros(1, np.uint8)}) == "tensor-names"
+    assert stage({"message": np.zeros((2, 3), np.uint8)}) == "tensor-shape"
+    assert stage({"message": np.zeros(3, np.uint32)}) == "tensor-dtype"
+    assert stage({"message": np.zeros(2**20, np.uint8)}) == "too-large"
+    for beside in (
+        {"summary": TrainSummary(loss=1.0)},
+        {"weights": {"image": 3}},
+        {"description": Description(kind="paired", examples={})},
+    ):
+        assert stage(masked, **beside) == "protocol"
+    assert stage(masked, scale=4.0) == "wrong-scale"

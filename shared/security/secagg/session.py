@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shared.adapter import Tower
 from shared.errors import SecureSumError
 from shared.fixedpoint import LARGEST
 from shared.security.canonical import canonical
@@ -37,10 +38,18 @@ class _Frozen(BaseModel):
 
 
 class Participant(_Frozen):
-    """A site of a session: its name and the long-term public key that it signs with."""
+    """A site of a session.
+
+    Attributes:
+        name: Its name.
+        key: The long-term public key that it signs with.
+        towers: What it trains. Every site checks its own, so that none is alone with a tower
+            without knowing it: the sum of that tower would be its own change.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     key: Digest
+    towers: tuple[Tower, ...] = ()
 
 
 class Session(_Frozen):
@@ -136,6 +145,25 @@ class Session(_Frozen):
         """The place of every site among the participants, from 0."""
         return {each.name: place for place, each in enumerate(self.participants)}
 
+    def check_towers(self, site: str, among: Collection[str]) -> None:
+        """Raise if, of some sites, too few train a tower that a site trains.
+
+        Args:
+            site: The site.
+            among: Names of the sites whose vectors are to be summed.
+
+        Raises:
+            SecureSumError: ``secure-tower``.
+        """
+        for tower in self.participants[self.place_of(site)].towers:
+            training = sum(tower in p.towers and p.name in among for p in self.participants)
+            if training < LEAST_SITES:
+                raise SecureSumError(
+                    "secure-tower",
+                    f"{training} sites of the sum train the {tower} tower, expected at least "
+                    f"{LEAST_SITES}: fewer would learn one another's change of it",
+                )
+
     def place_of(self, site: str) -> int:
         """Return a site's place.
 
@@ -158,6 +186,7 @@ class Demands:
         consortium: Number of its consortium.
         roster: Keys that may sign for a site, by the site's name, as the site pinned them.
         least_sites: So many must take part.
+        least_summed: The sum must be over so many, whoever drops out.
     """
 
     site: str
@@ -165,14 +194,16 @@ class Demands:
     consortium: str
     roster: Mapping[str, Collection[str]]
     least_sites: int = LEAST_SITES
+    least_summed: int = LEAST_SITES
 
     def check(self, session: Session) -> None:
         """Raise unless the site takes part in a session; asked before any training.
 
         Raises:
-            SecureSumError: ``secure-consortium``; ``secure-cohort`` if too few sites take part;
-                ``secure-roster`` if one is not known, has a key that the site did not pin, or the
-                site itself is missing.
+            SecureSumError: ``secure-consortium``; ``secure-cohort`` if too few sites take part,
+                or may be in the sum; ``secure-roster`` if one is not known, has a key that the
+                site did not pin, or the site itself is missing; ``secure-tower`` if too few train
+                what this site trains.
         """
         if session.consortium != self.consortium:
             raise SecureSumError("secure-consortium", "the session is another consortium's")
@@ -181,6 +212,12 @@ class Demands:
                 "secure-cohort",
                 f"{len(session.participants)} sites take part, this site wants at least "
                 f"{max(LEAST_SITES, self.least_sites)}",
+            )
+        if session.threshold < self.least_summed:
+            raise SecureSumError(
+                "secure-cohort",
+                f"the sum may be over {session.threshold} sites, this site wants at least "
+                f"{self.least_summed}",
             )
         for each in session.participants:
             if each.key not in self.roster.get(each.name, ()):
@@ -192,3 +229,4 @@ class Demands:
         own = session.participants[session.place_of(self.site)]
         if own.key != self.key:
             raise SecureSumError("secure-roster", "the session names another key for this site")
+        session.check_towers(self.site, session.places)

@@ -1,0 +1,55 @@
+"""What honest sites cannot have summed up to is refused, whatever it is."""
+
+import numpy as np
+import pytest
+from fake_federation import LAYOUT
+
+from server.sum_gate import objection_to_sum
+from shared.adapter import AdapterUpdate
+from shared.fixedpoint import choose_scale, encode
+from shared.secure_round import MEASURES
+
+WEIGHTS = {"image": 7, "text": 5}
+CLIP = 16.0
+SCALE = choose_scale(7, CLIP, 3)
+
+
+def total_of(weights=None, metrics=None, **changes):
+    """The sum of three honest sites that all moved as far as they may, with changes."""
+    shapes = {n: LAYOUT.shape_of(n) for n in LAYOUT.names(("B",))}
+    entries = {
+        t: sum(np.prod(shapes[n]) for n in shapes if LAYOUT.tower_of(n) == t) for t in WEIGHTS
+    }
+    mean = {
+        n: np.full(s, CLIP / np.sqrt(entries[LAYOUT.tower_of(n)]), np.float32)
+        for n, s in shapes.items()
+    }
+    delta = dict(encode(mean, lambda name: WEIGHTS[LAYOUT.tower_of(name)], SCALE))
+    told = {each.name: 0.0 for each in MEASURES} | {"loss": 3.0, "with_loss": 3.0}
+    return AdapterUpdate("sum", weights or WEIGHTS, delta | changes, SCALE, told | (metrics or {}))
+
+
+def reason(update):
+    return objection_to_sum(update, LAYOUT, WEIGHTS, CLIP, sites=3)
+
+
+def test_what_honest_sites_may_send_at_most_passes():
+    assert reason(total_of()) is None
+
+
+def test_what_they_cannot_have_sent_does_not():
+    name = LAYOUT.names(("B",))[0]
+    shape = LAYOUT.shape_of(name)
+    assert reason(total_of(**{name: np.full(shape, 2**31 - 1, np.uint32)})) == "out-of-range"
+    third = np.full(shape, int(CLIP * WEIGHTS["image"] * SCALE / 2), np.uint32)
+    assert reason(total_of(**{name: third})) == "norm-too-large"
+    assert reason(total_of(weights={"image": 8, "text": 5})) == "wrong-weights"
+    assert reason(total_of(weights={"image": 7})) == "wrong-weights"
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"loss": 1e4}, {"loss": -1e4}, {"clipped": -9.0}, {"with_loss": 4.0}, {"with_loss": -1.0}],
+)
+def test_measures_that_three_sites_cannot_add_up_to_are_refused(metrics):
+    assert reason(total_of(metrics=metrics)) == "metrics"
