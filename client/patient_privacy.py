@@ -18,9 +18,9 @@ from client.audit import AuditLog
 from client.data.records import SiteData
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
+from client.patient_steps import PatientSteps, entries_of, steps_of
 from client.policy import SitePolicy
 from client.privacy_policy import Asked, PrivacyPolicy, Terms, check_plan, terms
-from client.private_training import PatientSteps, entries_of, expected_in_a_step
 from client.proxy import ProxySet
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig
@@ -120,9 +120,7 @@ class PatientPrivacy:
             delta=holding.delta,
         )
         check_plan(plan)
-        rate = job.privacy.sampling_rate
-        expected = expected_in_a_step(len(patients), rate)
-        steps = PatientSteps(holding.clip, noise, rate, expected, public)
+        steps = steps_of(job.privacy, len(patients), holding.clip, noise, public)
         release = Release(
             population=budget.population,
             study=job.name,
@@ -132,12 +130,13 @@ class PatientPrivacy:
             mode="local",
             data_sha256=_digest(data),
             spend=Spend(
-                sampling=rate,
+                sampling=steps.rate,
                 noise=noise,
                 steps=int(job.train.steps or 0),
                 entries=max(1, entries_of(layout, request.factors, data.towers)),
             ),
             clip=holding.clip,
+            sensitivity=steps.sensitivity,
         )
         ledger = self._opened()
         people = {data.people[number] for number in patients}

@@ -1,6 +1,5 @@
 """The last step of a simulated run: gallery, oracle reader, results."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from shared.metrics.bootstrap import estimate, resample
 from shared.metrics.retrieval import retrieve
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
-from shared.privacy.statement import Statement
+from shared.privacy.statement import Statement, unclaimed
 from shared.results import Estimate, GalleryQuery, Metric, Model, Results, SiteEvaluation
 from shared.seeding import derive_seed
 from simulations.machine import encoder_for, peak_memory_bytes
@@ -31,9 +30,6 @@ from simulations.phantoms.oracle import oracle_similarity
 from simulations.phantoms.sites import PhantomSite, draw_records
 from simulations.report.pictures import encode_picture
 from simulations.results import RunFacts, build_results, write_results
-
-PRIVACY = "privacy.json"
-"""What every site's ledger says of a run, beside its manifest."""
 
 
 def score_run(
@@ -76,18 +72,19 @@ def score_run(
 
 
 def _privacy(store: RunStore, settings: Sequence[SiteSettings]) -> dict[str, Statement]:
-    """Return what every site's ledger says of the run, and write it into the run directory.
+    """Return what every site's ledger says of the run, and write it into the run's manifest.
 
-    Nothing without differential privacy: then there is no claim.
+    Nothing without differential privacy: then the manifest says that there is no claim.
     """
     config = store.job.privacy
-    if not config.differential_privacy:
-        return {}
-    states = {site.name: site.state for site in settings}
-    found = run_statements(states, store.run, config.delta)
-    trees = {site: statement.tree() for site, statement in found.items()}
-    store.write_atomic(PRIVACY, json.dumps(trees, indent=1).encode())
-    return found
+    if config.differential_privacy:
+        states = {site.name: site.state for site in settings}
+        found = run_statements(states, store.run, config.delta)
+    else:
+        nothing = unclaimed("the job asks for no differential privacy")
+        found = {site.name: nothing for site in settings}
+    store.add_facts({"privacy": {site: said.tree() for site, said in found.items()}})
+    return found if config.differential_privacy else {}
 
 
 def _record(store: RunStore) -> dict[str, str]:

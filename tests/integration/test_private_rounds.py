@@ -17,6 +17,7 @@ from shared.config import JobConfig
 from shared.errors import QuorumError, RefusedError
 from shared.messages import decode_reply, decode_request
 from shared.privacy.accountant import Spend, epsilon
+from shared.privacy.statement import NO_CLAIM, Statement
 from simulations import simulate as simulation
 from simulations.report import write_report
 from simulations.simulate import simulate
@@ -136,8 +137,9 @@ def test_results_and_run_folder_carry_the_statement_of_every_site(whole):
         assert (claim.unit, claim.steps, claim.clip) == ("patient", STEPS * ROUNDS, 1.0)
         assert claim.epsilon <= 8.0
         assert any("measures" in words for words in claim.not_covered)
-    kept = json.loads((run / "privacy.json").read_text())
-    assert kept["a-pairs"]["claim"]["mode"] == "local"
+    kept = json.loads((run / "manifest.json").read_text())["privacy"]
+    assert kept["a-pairs"]["text"].startswith("(")
+    assert {site: Statement.read(tree) for site, tree in kept.items()} == results.privacy
     states = {name: run / "sites" / name for name in KINDS}
     assert run_statements(states, results.run, 1e-5) == results.privacy
 
@@ -148,6 +150,33 @@ def test_the_report_says_so(whole):
     assert "No differential privacy: no claim" not in page
     assert "-differential privacy" in page
     assert "DP-SGD at the site" in page
+
+
+def test_groups_of_patients_get_twice_the_noise_and_the_statement_says_so(make_job, tmp_path):
+    job = make_job(
+        privacy={"objective": "grouped", "group_size": 4},
+        data={"sites": ["a-pairs"]},
+        personalize={"method": "none"},
+    )
+    results = simulate(tmp_path / "run", job, quiet())
+    claim = results.privacy["a-pairs"].claim
+    assert (claim.sensitivity, claim.unit, claim.steps) == (2.0, "patient", STEPS * ROUNDS)
+    assert claim.epsilon <= 8.0
+    text = results.privacy["a-pairs"].text()
+    assert "per-group gradients" in text
+    assert "L2 norm 1 per group of patients" in text
+    assert "(2 times the clipping norm)" in text
+    releases = [entry.release for entry in spent(tmp_path / "run" / "sites" / "a-pairs", "run")]
+    assert {release.sensitivity for release in releases} == {2.0}
+
+
+def test_the_manifest_of_a_run_without_privacy_says_that_nothing_is_claimed(small, tmp_path):
+    job = small(privacy={"differential_privacy": False, "epsilon": None, "sampling_rate": 0.2})
+    plain = job.model_copy(update={"proxy": job.proxy.model_copy(update={"folder": None})})
+    results = simulate(tmp_path / "run", plain, quiet())
+    kept = json.loads((tmp_path / "run" / "manifest.json").read_text())["privacy"]
+    assert {tree["text"] for tree in kept.values()} == {NO_CLAIM}
+    assert not results.privacy
 
 
 def test_it_is_written_down_before_it_leaves(small, tmp_path, monkeypatch):
