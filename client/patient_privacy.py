@@ -6,7 +6,6 @@ ledger before anything of it leaves.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from client.audit import AuditLog
 from client.data.records import SiteData
+from client.disclosure import disclosed_count
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
 from client.patient_steps import PatientSteps, entries_of, steps_of
@@ -28,7 +28,7 @@ from shared.config.privacy import plan_of
 from shared.errors import RefusedError
 from shared.messages import Request
 from shared.privacy.accountant import Spend, noise_for
-from shared.privacy.statement import Statement
+from shared.privacy.statement import Statement, unclaimed
 
 LEDGER = "privacy"
 """Folder of the ledger in the site's own."""
@@ -47,6 +47,10 @@ class Ledger(Protocol):
 
     def spend(self, release: Release, terms: Terms) -> Receipt:
         """Write a release down before it leaves."""
+        ...
+
+    def entries(self) -> list[Entry]:
+        """Return everything that was spent."""
         ...
 
 
@@ -154,6 +158,27 @@ class PatientPrivacy:
         taken = promise.release.spend.model_copy(update={"steps": steps})
         return self._opened().spend(replace(promise.release, spend=taken), promise.terms)
 
+    def said_of(self, request: Request, policy: SitePolicy, data: SiteData) -> Statement | None:
+        """Return what may be told of a run: its releases composed; ``None`` without privacy.
+
+        Args:
+            request: Of the run.
+            policy: The site's.
+            data: Its records; how many patients they are of is told to two digits.
+
+        Raises:
+            RefusedError: ``privacy-ledger``.
+        """
+        if not request.job.privacy.differential_privacy:
+            return None
+        if policy.privacy is None:
+            return unclaimed("the site's policy names no budget")
+        delta = terms(policy.privacy, _asked(request.job)).delta
+        entries = [e for e in self._opened().entries() if e.release.run == request.run]
+        patients = len(np.unique(data.splits["train"].patients))
+        rough = policy.model_copy(update={"exact": False})
+        return statement(entries, delta, patients=disclosed_count(patients, rough))
+
     def _opened(self) -> Ledger:
         if self._ledger is None:
             self._ledger = PrivacyLedger(self._folder, self._audit)
@@ -175,17 +200,6 @@ def spent(state: Path, run: str) -> list[Entry]:
         return []
     ledger = PrivacyLedger(state / LEDGER, AuditLog(state / "audit.jsonl"))
     return [entry for entry in ledger.entries() if entry.release.run == run]
-
-
-def run_statements(states: Mapping[str, Path], run: str, delta: float) -> dict[str, Statement]:
-    """Return what may be said of a run about the patients of every site, by site.
-
-    Args:
-        states: The sites' own folders.
-        run: Its name.
-        delta: Probability with which the bound may fail.
-    """
-    return {site: statement(spent(state, run), delta) for site, state in states.items()}
 
 
 def with_simulated_budget(policy: SitePolicy, job: JobConfig) -> SitePolicy:

@@ -87,6 +87,7 @@ def train_privately(
     if not patients:
         raise TrainingError("no-training-data", f"site {task.data.name}: no training records")
     keep_prefixes(encoder, train, job, training=True)
+    keep_prefixes(encoder, prepare(encoder, steps.public.data, "train"), job, training=True)
     encoder.use(AdapterView(task.start))
     bank = open_bank(encoder, task.data, steps.public, job.train, groups=bool(steps.groups))
     rows = min(_PATIENTS_AT_ONCE, steps.groups or len(patients))

@@ -11,7 +11,6 @@ import numpy as np
 from client.data.records import SiteData
 from client.evaluation import retrieval_metrics
 from client.gallery import gallery, may_show
-from client.patient_privacy import run_statements
 from client.settings import SiteSettings
 from client.state import SiteState
 from server.checkpoint import RunStore
@@ -21,7 +20,6 @@ from shared.metrics.bootstrap import estimate, resample
 from shared.metrics.retrieval import retrieve
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
-from shared.privacy.statement import Statement, unclaimed
 from shared.results import Estimate, GalleryQuery, Metric, Model, Results, SiteEvaluation
 from shared.seeding import derive_seed
 from simulations.machine import encoder_for, peak_memory_bytes
@@ -64,27 +62,10 @@ def score_run(
         seconds_by_part={"federation": round(outcome.seconds, 1)},
         peak_memory_bytes=peak_memory_bytes(),
         facts=_record(store),
-        privacy=_privacy(store, settings),
     )
     results = build_results(_with_oracle(outcome, job), job, data, facts, queries, pictures)
     write_results(store.path, results)
     return results
-
-
-def _privacy(store: RunStore, settings: Sequence[SiteSettings]) -> dict[str, Statement]:
-    """Return what every site's ledger says of the run, and write it into the run's manifest.
-
-    Nothing without differential privacy: then the manifest says that there is no claim.
-    """
-    config = store.job.privacy
-    if config.differential_privacy:
-        states = {site.name: site.state for site in settings}
-        found = run_statements(states, store.run, config.delta)
-    else:
-        nothing = unclaimed("the job asks for no differential privacy")
-        found = {site.name: nothing for site in settings}
-    store.add_facts({"privacy": {site: said.tree() for site, said in found.items()}})
-    return found if config.differential_privacy else {}
 
 
 def _record(store: RunStore) -> dict[str, str]:

@@ -62,10 +62,10 @@ def carry_out(
 def chosen_rates(
     plan: Plan, tried: dict[Cell, Score]
 ) -> dict[tuple[Row | Reference, float], float]:
-    """Return the rate of every row and epsilon; the job's where every rate diverged."""
+    """Return the rates that were chosen; the job's where every rate diverged."""
     rates: dict[tuple[Row | Reference, float], float] = {}
     for row, epsilon in plan.columns():
-        if row == "base" or tuned_as(row) != row:
+        if row == "base" or tuned_as(row, epsilon) != (row, epsilon):
             continue
         levels = [
             (cell.rate, level)

@@ -1,5 +1,6 @@
 """Training, scoring and keeping of single cells; what is kept is not trained again."""
 
+import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -108,10 +109,22 @@ class Laboratory:
             seed = derive_seed(job.seed, "centralised")
             adapter = train_centralised(encoder, list(sites.values()), job, seed)
             return dict.fromkeys(sites, AdapterView(adapter)), None
-        noise = noise_of(cell.epsilon, job, _entries(encoder, job))
+        noise = self._noise(cell.epsilon, job, _entries(encoder, job))
         train = train_together if cell.row.mechanism == "distributed" else train_federation
         shared = train(encoder, sites, world.banks[cell.row.bank], job, noise)
         return dict.fromkeys(sites, AdapterView(shared)), noise
+
+    def _noise(self, epsilon: float, job: JobConfig, entries: int) -> float:
+        """Return the noise multiplier; what the accountant found once is kept."""
+        path = self.plan.out / "noise.json"
+        known: dict[str, float] = json.loads(path.read_bytes()) if path.exists() else {}
+        private = job.privacy
+        steps = job.rounds * int(job.train.steps or 0)
+        key = f"{epsilon:g} {private.delta:g} {private.sampling_rate:g} {steps} {entries}"
+        if key not in known:
+            known[key] = noise_of(epsilon, job, entries)
+            write_atomic(path, json.dumps(known, indent=1).encode())
+        return known[key]
 
     def _base(self, job: JobConfig) -> DualEncoder:
         key = job.model.model_dump_json() + job.lora.model_dump_json()

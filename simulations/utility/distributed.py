@@ -93,6 +93,7 @@ def _party(
 ) -> _Party:
     train = prepare(encoder, task.data, "train")
     keep_prefixes(encoder, train, job, training=True)
+    keep_prefixes(encoder, prepare(encoder, public.data, "train"), job, training=True)
     encoder.use(AdapterView(task.start))
     bank = open_bank(encoder, task.data, public, job.train)
     shift = (job.train.shift_pixels, np.random.default_rng())

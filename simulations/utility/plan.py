@@ -25,7 +25,9 @@ RATE_FACTORS: Final = (0.25, 1.0, 4.0)
 """Learning rates to choose from, times the job's."""
 TUNING_OFFSET: Final = 1000
 """The seed that rates are chosen on is the first one plus this; no compared seed is."""
-STUDIES: Final = 600
+_TUNED_AT: Final = {1.0: 1.0, 2.0: 1.0, 4.0: 4.0, 8.0: 4.0, 16.0: math.inf, math.inf: math.inf}
+"""Epsilon at which the rate of another one is chosen."""
+STUDIES: Final = 1000
 """Studies of a site for training and validation."""
 TEST_STUDIES: Final = 160
 
@@ -125,21 +127,18 @@ class Plan:
         return [*((name, math.inf) for name in REFERENCES), *private]
 
     def tuning(self) -> list[Cell]:
-        """Return the cells that rates are chosen by.
-
-        A row with the out-of-domain bank takes the rate of the same row with the other.
-        """
+        """Return the cells that rates are chosen by."""
         return [
             Cell(row, epsilon, self.tuning_seed, rate, tuning=True)
             for row, epsilon in self.columns()
-            if row != "base" and tuned_as(row) == row
+            if row != "base" and tuned_as(row, epsilon) == (row, epsilon)
             for rate in self.rates
         ]
 
     def compared(self, rates: Mapping[tuple[Row | Reference, float], float]) -> list[Cell]:
         """Return the cells of the table, seed by seed."""
         return [
-            Cell(row, epsilon, seed, rates[tuned_as(row), epsilon] if row != "base" else 0.0)
+            Cell(row, epsilon, seed, rates[tuned_as(row, epsilon)] if row != "base" else 0.0)
             for seed in self.seeds
             for row, epsilon in self.columns()
         ]
@@ -169,9 +168,13 @@ class Plan:
 _PRIVATE: Final = ("privacy", "proxy")
 
 
-def tuned_as(row: Row | Reference) -> Row | Reference:
-    """Return the row whose learning rate a row has."""
-    return row if isinstance(row, str) else Row(row.mechanism, row.rule)
+def tuned_as(row: Row | Reference, epsilon: float) -> tuple[Row | Reference, float]:
+    """Return the row and epsilon whose learning rate these have.
+
+    A row with the out-of-domain bank takes the rate of the same row with the other.
+    """
+    of = row if isinstance(row, str) else Row(row.mechanism, row.rule)
+    return of, _TUNED_AT[epsilon]
 
 
 def make_plan(path: Path, seeds: int, out: Path) -> Plan:

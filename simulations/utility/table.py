@@ -19,7 +19,6 @@ from simulations.utility.plan import (
     Plan,
     Reference,
     Row,
-    tuned_as,
 )
 
 BEGIN: Final = "<!-- utility: begin -->"
@@ -103,9 +102,10 @@ def _made_by(plan: Plan) -> Iterator[str]:
     yield ""
     yield (
         f"Mean and 95 % interval (Student's t) over {len(plan.seeds)} seeds, each with records of "
-        "its own, of the difference to the base on the same records. Every row and epsilon chose "
-        f"its learning rate from {', '.join(f'{rate:g}' for rate in plan.rates)} on the records "
-        "of another seed; at a hospital that choice would cost privacy too, unless it is made on "
+        "its own, of the difference to the base on the same records. Every row chose its "
+        f"learning rates from {', '.join(f'{rate:g}' for rate in plan.rates)} on the records of "
+        "another seed with the in-domain bank, one for \u03b5 = 1 and 2, one for 4 and 8, one for "
+        "16 and \u221e; at a hospital that choice would cost privacy too, unless it is made on "
         "public records. With epsilon \u221e gradients are clipped and there is no noise. "
         "**Bold**: the whole interval lies above the base; *italic*: below it."
     )
@@ -159,10 +159,9 @@ def _noise(plan: Plan, scores: Mapping[Key, Score]) -> Iterator[str]:
 def _rates(rates: Mapping[tuple[Row | Reference, float], float]) -> str:
     words = []
     for (row, epsilon), rate in rates.items():
-        if row == tuned_as(row) and row != "base":
-            name = row if isinstance(row, str) else f"{row.mechanism} {row.rule}"
-            at = "" if isinstance(row, str) else f" at {_epsilon(epsilon)}"
-            words.append(f"{name}{at} {rate:g}")
+        name = row if isinstance(row, str) else f"{row.mechanism} {row.rule}"
+        at = "" if isinstance(row, str) else f" at \u03b5 = {_epsilon(epsilon)}"
+        words.append(f"{name}{at} {rate:g}")
     return f"Learning rates that were chosen: {'; '.join(words)}."
 
 

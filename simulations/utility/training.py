@@ -6,7 +6,6 @@ way between them is left out, which changes no number beyond the rounding of fix
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -38,13 +37,9 @@ def noise_of(epsilon: float, job: JobConfig, entries: int) -> float:
     """
     if math.isinf(epsilon):
         return 0.0
-    steps = job.rounds * int(job.train.steps or 0)
-    return _noise(epsilon, job.privacy.delta, job.privacy.sampling_rate, steps, entries)
-
-
-@lru_cache(maxsize=64)
-def _noise(epsilon: float, delta: float, rate: float, steps: int, entries: int) -> float:
-    return noise_for(epsilon, delta, Spend(sampling=rate, noise=1, steps=steps, entries=entries))
+    private, steps = job.privacy, job.rounds * int(job.train.steps or 0)
+    plan = Spend(sampling=private.sampling_rate, noise=1, steps=steps, entries=entries)
+    return noise_for(epsilon, private.delta, plan)
 
 
 def train_federation(
