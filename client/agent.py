@@ -314,7 +314,7 @@ class SiteAgent:
         reply = self._reply(request, started)
         least = max(job.evaluate.minimum_count, policy.minimum_count)  # the stricter wins
         told = policy.model_copy(update={"minimum_count": least})
-        said = self._privacy.said_of(request, told, data)
+        said = self._privacy.said_of(request, policy)
         evaluation = evaluation.model_copy(update={"privacy": said})
         return release_evaluation(reply, evaluation, validated.loss, told, self._audit)
 

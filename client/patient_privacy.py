@@ -15,7 +15,6 @@ import numpy as np
 
 from client.audit import AuditLog
 from client.data.records import SiteData
-from client.disclosure import disclosed_count
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
 from client.patient_steps import PatientSteps, entries_of, steps_of
@@ -158,13 +157,14 @@ class PatientPrivacy:
         taken = promise.release.spend.model_copy(update={"steps": steps})
         return self._opened().spend(replace(promise.release, spend=taken), promise.terms)
 
-    def said_of(self, request: Request, policy: SitePolicy, data: SiteData) -> Statement | None:
+    def said_of(self, request: Request, policy: SitePolicy) -> Statement | None:
         """Return what may be told of a run: its releases composed; ``None`` without privacy.
+
+        Not how many patients there are: below a hundred, two digits tell of every single one.
 
         Args:
             request: Of the run.
             policy: The site's.
-            data: Its records; how many patients they are of is told to two digits.
 
         Raises:
             RefusedError: ``privacy-ledger``.
@@ -175,9 +175,7 @@ class PatientPrivacy:
             return unclaimed("the site's policy names no budget")
         delta = terms(policy.privacy, _asked(request.job)).delta
         entries = [e for e in self._opened().entries() if e.release.run == request.run]
-        patients = len(np.unique(data.splits["train"].patients))
-        rough = policy.model_copy(update={"exact": False})
-        return statement(entries, delta, patients=disclosed_count(patients, rough))
+        return statement(entries, delta)
 
     def _opened(self) -> Ledger:
         if self._ledger is None:

@@ -3,12 +3,14 @@
 import contextlib
 import csv
 import json
+import tomllib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from client.agent import SiteAgent
 from client.ledger import account
 from client.patient_privacy import PatientPrivacy, spent
 from client.policy import simulation_policy
@@ -16,12 +18,13 @@ from client.privacy_policy import PrivacyPolicy
 from client.together import answer_together
 from shared.config import JobConfig
 from shared.errors import QuorumError, RefusedError
-from shared.messages import decode_reply, decode_request
+from shared.messages import decode_reply, decode_request, encode
 from shared.privacy.accountant import Spend, epsilon
 from shared.privacy.statement import NO_CLAIM, Statement
 from simulations import simulate as simulation
 from simulations.report import write_report
 from simulations.simulate import simulate
+from simulations.sites import site_settings
 from tests.integration.conftest import write_site
 
 KINDS = {"a-pairs": "paired", "b-apart": "unpaired", "c-image": "image"}
@@ -142,9 +145,7 @@ def test_results_and_run_folder_carry_the_statement_of_every_site(whole):
     assert kept["a-pairs"]["text"].startswith("(")
     assert {site: Statement.read(tree) for site, tree in kept.items()} == results.privacy
     for name, statement in results.privacy.items():
-        own = account.statement(spent(run / "sites" / name, results.run), 1e-5)
-        assert own.claim.epsilon == statement.claim.epsilon
-        assert statement.claim.units >= 10  # patients, told to two digits
+        assert account.statement(spent(run / "sites" / name, results.run), 1e-5) == statement
 
 
 def test_the_report_says_so(whole):
@@ -264,6 +265,48 @@ def test_the_sites_budget_ends_the_training_before_it_is_passed(small, asked_of)
     assert reasons(replies) == {"privacy-budget"}
     spends = [entry.release.spend for entry in spent(run / "sites" / "a-pairs", "run")]
     assert epsilon(spends, 1e-5) <= 1.0
+
+
+POLICY = """
+[privacy]
+population = "chest-2026"
+epsilon = 7.9
+delta = 1e-6
+"""
+
+
+def test_a_sites_ledger_is_charged_over_restarts_and_runs_until_its_policy_refuses(
+    whole, make_job, tmp_path
+):
+    run, _, bodies = whole
+    budget = PrivacyPolicy.model_validate(tomllib.loads(POLICY)["privacy"])
+    policy = simulation_policy().model_copy(update={"privacy": budget})
+    (of_run,) = [site for site in site_settings(run, make_job()) if site.name == "a-pairs"]
+    settings = replace(of_run, state=tmp_path / "state")
+
+    def asked_after_restart(body):
+        return decode_reply(SiteAgent(settings, policy).handle(body))
+
+    requests = [body for body, _ in bodies if _trains(body, "a-pairs")]
+    for body in [*requests, requests[-1]]:  # the last one again, which costs nothing
+        reply, tensors = asked_after_restart(body)
+        assert reply.status == "ok", reply.detail
+        assert tensors
+    entries = spent(settings.state, "run")
+    assert [entry.release.round for entry in entries] == [1, 2]
+    assert {entry.release.population for entry in entries} == {"chest-2026"}
+    assert 7.4 < epsilon([entry.release.spend for entry in entries], 1e-6) <= 7.9
+    request, tensors = decode_request(requests[0])
+    other = encode(request.model_copy(update={"run": "another"}), tensors)
+    reply, tensors = asked_after_restart(other)
+    assert (reply.status, reply.reason) == ("refused", "privacy-budget")
+    assert not tensors
+    assert not spent(settings.state, "another")
+
+
+def _trains(body, site):
+    request, _ = decode_request(body)
+    return request.kind == "train" and request.site == site
 
 
 def test_a_site_asks_for_more_privacy_than_the_job(small, asked_of):

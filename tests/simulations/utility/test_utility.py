@@ -127,7 +127,7 @@ def test_a_job_that_is_not_there_ends_with_2(tmp_path):
     assert main(["--job", str(tmp_path / "no.toml"), "--out", str(tmp_path)]) == 2
 
 
-def test_the_page_holds_a_table_made_by_the_command():
+def test_the_page_has_the_place_for_the_table_and_names_its_command():
     page = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text()
     table = page.split(BEGIN)[1].split(END)[0]
     assert "python -m simulations.utility" in table
