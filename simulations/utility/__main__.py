@@ -17,7 +17,7 @@ from rich.console import Console
 
 from shared.errors import ConsiliaError
 from shared.files import write_atomic
-from simulations.utility.cells import Laboratory, Score, kept
+from simulations.utility.cells import MEASURES, Laboratory, Score, kept
 from simulations.utility.plan import Cell, Plan, Reference, Row, best_rate, make_plan, tuned_as
 from simulations.utility.table import Key, markdown, put_between
 
@@ -50,10 +50,10 @@ def carry_out(
             raise OutOfTimeError(f"{len(missing) - number} of {len(cells)} cells are missing")
         score = laboratory.carry_out(cell)
         found[cell] = score
-        level = score.mean("auroc")
+        level = score.mean(MEASURES[0])
         console.print(
             f"{len(found)}/{len(cells)} {cell.name}: "
-            f"{'diverged' if level is None else f'AUROC {level:.3f}'}, {score.seconds:g} s",
+            f"{'diverged' if level is None else f'{MEASURES[0]} {level:.3f}'}, {score.seconds:g} s",
             highlight=False,
         )
     return found
@@ -71,7 +71,7 @@ def chosen_rates(
             (cell.rate, level)
             for cell, score in tried.items()
             if (cell.row, cell.epsilon) == (row, epsilon)
-            and (level := score.mean("auroc")) is not None
+            and (level := score.mean(MEASURES[0])) is not None
         ]
         rates[row, epsilon] = best_rate(levels) if levels else plan.job.train.learning_rate
     return rates

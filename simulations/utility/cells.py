@@ -26,7 +26,8 @@ from simulations.utility.plan import Cell, Plan
 from simulations.utility.training import noise_of, train_federation
 from simulations.utility.world import World, open_world
 
-MEASURES: tuple[Metric, ...] = ("auroc", "r5")
+MEASURES: tuple[Metric, ...] = ("r5", "auroc")
+"""What is printed; learning rates are chosen by the first one."""
 
 
 class Score(BaseModel):

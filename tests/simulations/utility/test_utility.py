@@ -28,7 +28,7 @@ def scores(plan):
     for row, epsilon in plan.columns():
         for seed in plan.seeds:
             gain = 0.0 if row == "base" else 0.05 - 0.1 / epsilon + 0.001 * seed
-            levels = {site: {"auroc": 0.7 + gain, "r5": 0.4} for site in ("a", "b")}
+            levels = {site: {"r5": 0.4 + gain, "auroc": 0.7} for site in ("a", "b")}
             found[row, epsilon, seed] = Score(digest="x", noise=1.5, levels=levels, seconds=1)
     return found
 
@@ -82,7 +82,7 @@ class _Untouched:
 def test_the_rate_with_the_highest_level_is_chosen_and_of_equal_ones_the_smallest(plan):
     assert best_rate([(0.004, 0.7), (0.001, 0.7), (0.016, 0.6)]) == 0.001
     tried = {
-        cell: Score(digest="x", levels={"a": {"auroc": cell.rate}}, seconds=1)
+        cell: Score(digest="x", levels={"a": {"r5": cell.rate}}, seconds=1)
         for cell in plan.tuning()
     }
     assert set(chosen_rates(plan, tried).values()) == {max(plan.rates)}
