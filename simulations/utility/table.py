@@ -103,9 +103,10 @@ def _made_by(plan: Plan) -> Iterator[str]:
     yield (
         f"Mean and 95 % interval (Student's t) over {len(plan.seeds)} seeds, each with records of "
         "its own, of the difference to the base on the same records. Every row chose its "
-        f"learning rates from {', '.join(f'{rate:g}' for rate in plan.rates)} by the first measure on "
-        "the records of another seed with the in-domain bank, one for \u03b5 = 1 and 2, one for 4 and 8, one for "
-        "16 and \u221e; at a hospital that choice would cost privacy too, unless it is made on "
+        f"learning rates from {', '.join(f'{rate:g}' for rate in plan.rates)} by "
+        f"{METRICS[MEASURES[0]].label} on the records of another seed with the in-domain bank: one "
+        "for \u03b5 = 1 and 2, one for 4 and 8, one for 16 and \u221e. At a hospital that choice "
+        "would cost privacy too, unless it is made on "
         "public records. With epsilon \u221e gradients are clipped and there is no noise. "
         "**Bold**: the whole interval lies above the base; *italic*: below it."
     )

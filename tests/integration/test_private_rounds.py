@@ -22,6 +22,7 @@ from shared.messages import decode_reply, decode_request, encode
 from shared.privacy.accountant import Spend, epsilon
 from shared.privacy.statement import NO_CLAIM, Statement
 from simulations import simulate as simulation
+from simulations.machine import encoder_for
 from simulations.report import write_report
 from simulations.simulate import simulate
 from simulations.sites import site_settings
@@ -285,7 +286,8 @@ def test_a_sites_ledger_is_charged_over_restarts_and_runs_until_its_policy_refus
     settings = replace(of_run, state=tmp_path / "state")
 
     def asked_after_restart(body):
-        return decode_reply(SiteAgent(settings, policy).handle(body))
+        agent = SiteAgent(settings, policy, lambda job: encoder_for(job, "cpu"))
+        return decode_reply(agent.handle(body))
 
     requests = [body for body, _ in bodies if _trains(body, "a-pairs")]
     for body in [*requests, requests[-1]]:  # the last one again, which costs nothing
