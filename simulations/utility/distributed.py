@@ -125,7 +125,7 @@ def noised_sum(parties: list[_Party], grid: Grid | None) -> NDArray[np.float64]:
     """
     sums = [_own_sum(party) for party in parties]
     if grid is None:
-        return np.sum(sums, axis=0)
+        return np.asarray(np.sum(sums, axis=0), np.float64)
     total = unmasked([noised_steps(own, grid) for own in sums])
     return (total + 0.5 * len(parties)) / grid.per_unit  # noise in whole steps is rounded down
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from shared.config import AggregationRule, JobConfig, parse_job
+from shared.errors import ConfigError
 from shared.toml_files import read_toml
 
 Mechanism = Literal["separable", "grouped", "distributed"]
@@ -190,6 +191,11 @@ def make_plan(path: Path, seeds: int, out: Path) -> Plan:
     """
     tree = read_toml(path, "job file")
     job = parse_job(tree, str(path), {})
+    if len(job.data.sites) < 3 or job.proxy.phantoms is None:
+        raise ConfigError(
+            f"{path}: needs data.sites with three names or more, over which noise is distributed, "
+            "and proxy.phantoms, how many public pairs to make"
+        )
     return Plan(path, tree, job, tuple(range(job.seed, job.seed + seeds)), out)
 
 

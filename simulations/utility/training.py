@@ -6,9 +6,10 @@ way between them is left out, which changes no number beyond the rounding of fix
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.data.records import SiteData
 from client.patient_steps import steps_of
@@ -83,5 +84,6 @@ def _update(
 ) -> AdapterUpdate:
     change = {factor: values - start.factors[factor] for factor, values in trained.items()}
     short, _ = clip(change, job.aggregate.clip_norm)
-    delta = fixedpoint.encode(short, lambda _: _WEIGHT, scale)
+    sent = fixedpoint.encode(short, lambda _: _WEIGHT, scale)
+    delta = cast("Mapping[str, NDArray[np.uint32]]", sent)
     return AdapterUpdate(data.name, dict.fromkeys(data.towers, _WEIGHT), delta, scale, {})

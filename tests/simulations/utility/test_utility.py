@@ -123,6 +123,13 @@ def test_the_page_keeps_everything_around_the_table():
         put_between("nothing", "new")
 
 
+def test_a_job_of_too_few_sites_is_refused(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.read_text().replace(', "intensive-care"', ""))
+    with pytest.raises(ConfigError, match="three names"):
+        make_plan(job, 5, tmp_path)
+
+
 def test_a_job_that_is_not_there_ends_with_2(tmp_path):
     assert main(["--job", str(tmp_path / "no.toml"), "--out", str(tmp_path)]) == 2
 
