@@ -1,6 +1,6 @@
 # make demo    everything from a fresh clone to a report        make test     set up, then all tests but the slow
 # make setup   only the environment, into .venv                 make check    ruff, mypy, import contracts, flwr build
-.PHONY: help setup demo test check setup-browser setup-postgres setup-tracing setup-ray lock test-slow test-deployment test-kill-deployment test-containers test-kill test-ray test-gpu study bench bench-gpu tiny clean
+.PHONY: help setup demo test check setup-browser setup-postgres setup-tracing setup-ray lock test-slow test-deployment test-kill-deployment test-containers test-kill test-ray test-gpu study utility bench bench-gpu tiny clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -91,6 +91,10 @@ bench-gpu: setup
 # The default job over five seeds, with and without the unimodal sites (about 40 minutes).
 study: setup
 	$(BIN)/python -m simulations.study --out runs/study
+
+# What privacy costs, over five seeds: the table of docs/privacy.md (about 20 minutes).
+utility: setup
+	$(BIN)/python -m simulations.utility --out runs/utility --write docs/privacy.md
 
 # Train consilia-tiny again (about 25 minutes); the result is packaged in shared/model.
 tiny: setup

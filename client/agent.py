@@ -353,6 +353,8 @@ class SiteAgent:
         reply = self._reply(request, started)
         least = max(job.evaluate.minimum_count, policy.minimum_count)  # the stricter wins
         told = policy.model_copy(update={"minimum_count": least})
+        said = self._privacy.said_of(request, policy)
+        evaluation = evaluation.model_copy(update={"privacy": said})
         return release_evaluation(reply, evaluation, validated.loss, told, self._audit)
 
     def _reply(self, request: Request | None, started: float, together: int = 1) -> Answer:

@@ -7,6 +7,9 @@ of the site nor anything that is counted over its records does, not even which f
     image and text        contrast with the public pairs (``shared.objectives.bank``)
     labelled              cross-entropy against the site's prompts, half for each side of a pair
     one side              anchor to the received model
+
+Where groups of patients are clipped as a whole, pairs contrast with the others of their group
+instead of with the public pairs (``grouped_loss``); a group's loss is a function of that group.
 """
 
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ from shared.errors import RefusedError
 from shared.model.encoder import DualEncoder
 from shared.objectives.anchor import anchor
 from shared.objectives.bank import bank_contrast
+from shared.objectives.infonce import infonce, pair_targets
 from shared.objectives.labels import label_similarity
 from shared.objectives.prompts import prevalence_logit, prompt_loss
 
@@ -60,7 +64,8 @@ class Bank:
         prompts: ``None`` if the public set has no finding that the site has prompts for.
         teacher: The received model's features of lone records; ``None`` if there are none.
         scale: Inverse temperature.
-        kappa: Weight of public pairs with similar labels as positives.
+        kappa: Weight of pairs with similar labels as positives.
+        groups: Whether pairs contrast with those of their part rather than with the public ones.
     """
 
     image: Tensor
@@ -73,10 +78,18 @@ class Bank:
     teacher: Teacher | None
     scale: float
     kappa: float
+    groups: bool = False
 
 
 @torch.no_grad()
-def open_bank(encoder: DualEncoder, data: SiteData, public: ProxySet, config: TrainConfig) -> Bank:
+def open_bank(
+    encoder: DualEncoder,
+    data: SiteData,
+    public: ProxySet,
+    config: TrainConfig,
+    *,
+    groups: bool = False,
+) -> Bank:
     """Embed public pairs, prompts and lone records under the view in use, the received model.
 
     Raises:
@@ -101,6 +114,7 @@ def open_bank(encoder: DualEncoder, data: SiteData, public: ProxySet, config: Tr
         teacher=ask_teacher(encoder, train, [train.everything], lone=config.anchor, paired=0.0),
         scale=encoder.logit_scale,
         kappa=config.label_similarity,
+        groups=groups,
     )
 
 
@@ -152,21 +166,61 @@ def separable_loss(features: Sequence[Features], parts: Sequence[Part], bank: Ba
         parts: Of one split.
         bank: What the records are compared with.
     """
-    prepared, batches = parts[0].prepared, [part.batch for part in parts]
-    counts = [len(batch.pairs) for batch in batches]
-    total = torch.zeros((), device=bank.image.device)
-    pairs = np.concatenate([batch.pairs for batch in batches])
-    if len(pairs):
-        image = torch.cat([f.image[:n] for f, n in zip(features, counts, strict=True) if n])
-        text = torch.cat([f.text[:n] for f, n in zip(features, counts, strict=True) if n])
+    prepared = parts[0].prepared
+    total = _each_alone(features, parts, bank)
+    found = _paired(features, parts)
+    if found is not None:
+        image, text, pairs = found
         positives = _positives(prepared, pairs, bank).to(image.device)
-        total = bank_contrast(image, text, (bank.image, bank.text), positives, bank.scale).sum()
+        both = (bank.image, bank.text)
+        total = total + bank_contrast(image, text, both, positives, bank.scale).sum()
+    return total
+
+
+def grouped_loss(features: Sequence[Features], parts: Sequence[Part], bank: Bank) -> Tensor:
+    """As ``separable_loss``, but a pair's negatives are the other pairs of its part.
+
+    The gradient of a part's adapter depends on all records of the part, and on no other part's.
+    A pair that is alone in its part has no negatives, and so no contrast.
+    """
+    total = _each_alone(features, parts, bank)
+    for found, part in zip(features, parts, strict=True):
+        prepared, count = part.prepared, len(part.batch.pairs)
+        if count < 2:
+            continue
+        place = torch.from_numpy(part.batch.pairs)
+        targets = pair_targets(
+            prepared.text_numbers[place], bank.own_labels[place], prepared.labelled[place],
+            bank.kappa,
+        ).to(found.image.device)  # fmt: skip
+        image, text = found.image[:count], found.text[:count]
+        total = total + infonce(image, text, targets, bank.scale).sum()
+    return total
+
+
+def _paired(
+    features: Sequence[Features], parts: Sequence[Part]
+) -> tuple[Tensor, Tensor, Rows] | None:
+    """Return image and text features of all pairs, and their rows; ``None`` without pairs."""
+    pairs = np.concatenate([part.batch.pairs for part in parts])
+    if not len(pairs):
+        return None
+    there = [(f, len(p.batch.pairs)) for f, p in zip(features, parts, strict=True)]
+    image = torch.cat([found.image[:count] for found, count in there if count])
+    return image, torch.cat([found.text[:count] for found, count in there if count]), pairs
+
+
+def _each_alone(features: Sequence[Features], parts: Sequence[Part], bank: Bank) -> Tensor:
+    """Return what records lose by themselves: prompts of labelled ones, anchors of lone ones."""
+    prepared, total = parts[0].prepared, torch.zeros((), device=bank.image.device)
+    found = _paired(features, parts)
+    if found is not None:
+        image, text, pairs = found
         total = total + 0.5 * _prompted(image, prepared, pairs, bank)
         total = total + 0.5 * _prompted(text, prepared, pairs, bank)
-    images = [(f.image[n:], b.images) for f, n, b in zip(features, counts, batches, strict=True)]
-    texts = [(f.text[n:], b.texts) for f, n, b in zip(features, counts, batches, strict=True)]
-    total = total + _lone(images, prepared, bank, "image")
-    return total + _lone(texts, prepared, bank, "text")
+    there = [(f, p.batch, len(p.batch.pairs)) for f, p in zip(features, parts, strict=True)]
+    total = total + _lone([(f.image[n:], b.images) for f, b, n in there], prepared, bank, "image")
+    return total + _lone([(f.text[n:], b.texts) for f, b, n in there], prepared, bank, "text")
 
 
 def _lone(

@@ -6,7 +6,6 @@ ledger before anything of it leaves.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +18,9 @@ from client.data.records import SiteData
 from client.keeping import IN_THE_CLEAR, Keeping
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
+from client.patient_steps import PatientSteps, entries_of, steps_of
 from client.policy import SitePolicy
 from client.privacy_policy import Asked, PrivacyPolicy, Terms, check_plan, terms
-from client.private_training import PatientSteps, entries_of, expected_in_a_step
 from client.proxy import ProxySet
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig
@@ -29,7 +28,7 @@ from shared.config.privacy import plan_of
 from shared.errors import RefusedError
 from shared.messages import Request
 from shared.privacy.accountant import Spend, noise_for
-from shared.privacy.statement import Statement
+from shared.privacy.statement import Statement, unclaimed
 
 LEDGER = "privacy"
 """Folder of the ledger in the site's own."""
@@ -48,6 +47,10 @@ class Ledger(Protocol):
 
     def spend(self, release: Release, terms: Terms) -> Receipt:
         """Write a release down before it leaves."""
+        ...
+
+    def entries(self) -> list[Entry]:
+        """Return everything that was spent."""
         ...
 
 
@@ -122,9 +125,7 @@ class PatientPrivacy:
             delta=holding.delta,
         )
         check_plan(plan)
-        rate = job.privacy.sampling_rate
-        expected = expected_in_a_step(len(patients), rate)
-        steps = PatientSteps(holding.clip, noise, rate, expected, public)
+        steps = steps_of(job.privacy, len(patients), holding.clip, noise, public)
         release = Release(
             population=budget.population,
             study=job.name,
@@ -134,12 +135,13 @@ class PatientPrivacy:
             mode="local",
             data_sha256=_digest(data),
             spend=Spend(
-                sampling=rate,
+                sampling=steps.rate,
                 noise=noise,
                 steps=int(job.train.steps or 0),
                 entries=max(1, entries_of(layout, request.factors, data.towers)),
             ),
             clip=holding.clip,
+            sensitivity=steps.sensitivity,
         )
         ledger = self._opened()
         people = {data.people[number] for number in patients}
@@ -156,6 +158,26 @@ class PatientPrivacy:
         """
         taken = promise.release.spend.model_copy(update={"steps": steps})
         return self._opened().spend(replace(promise.release, spend=taken), promise.terms)
+
+    def said_of(self, request: Request, policy: SitePolicy) -> Statement | None:
+        """Return what may be told of a run: its releases composed; ``None`` without privacy.
+
+        Not how many patients there are: below a hundred, two digits tell of every single one.
+
+        Args:
+            request: Of the run.
+            policy: The site's.
+
+        Raises:
+            RefusedError: ``privacy-ledger``.
+        """
+        if not request.job.privacy.differential_privacy:
+            return None
+        if policy.privacy is None:
+            return unclaimed("the site's policy names no budget")
+        delta = terms(policy.privacy, _asked(request.job)).delta
+        entries = [e for e in self._opened().entries() if e.release.run == request.run]
+        return statement(entries, delta)
 
     def _opened(self) -> Ledger:
         if self._ledger is None:
@@ -178,17 +200,6 @@ def spent(state: Path, run: str) -> list[Entry]:
         return []
     ledger = PrivacyLedger(state / LEDGER, AuditLog(state / "audit.jsonl"))
     return [entry for entry in ledger.entries() if entry.release.run == run]
-
-
-def run_statements(states: Mapping[str, Path], run: str, delta: float) -> dict[str, Statement]:
-    """Return what may be said of a run about the patients of every site, by site.
-
-    Args:
-        states: The sites' own folders.
-        run: Its name.
-        delta: Probability with which the bound may fail.
-    """
-    return {site: statement(spent(state, run), delta) for site, state in states.items()}
 
 
 def with_simulated_budget(policy: SitePolicy, job: JobConfig) -> SitePolicy:

@@ -9,63 +9,50 @@ Gradients per patient come from the stack that trains sites side by side: every 
 of the same factors, and belongs to one patient. Rows never touch one another (``client.bank`` sees
 to the losses), so each row's gradient is that patient's, exactly.
 
+With groups a row belongs to a group, into which each of the drawn patients comes by a draw of its
+own (https://arxiv.org/abs/2604.26467, with the noise doubled). One patient more changes the
+gradient of one group, from somewhere within the norm to anywhere within it: by twice the norm.
+
 Who is drawn, how pictures are moved and the noise come from the operating system. A round that is
 trained anew is another one.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.bank import Bank, open_bank, separable_loss
+from client.bank import Bank, grouped_loss, open_bank, separable_loss
 from client.batches import Batch, PreparedSplit, prepare
 from client.encoding import Part, encode
 from client.fitting import BETAS, Schedule
+from client.patient_steps import PatientSteps, patients_of, units_of_a_step
 from client.prefix_cache import keep_prefixes
 from client.progress import step_done
-from client.proxy import ProxySet
 from client.training import SiteTask, TrainedAdapter, schedule_of
-from shared.adapter import AdapterLayout, Factor, SharedAdapter, Tower
+from shared.adapter import SharedAdapter
 from shared.config import JobConfig
 from shared.errors import RefusedError, TrainingError
 from shared.model.encoder import DualEncoder
 from shared.model.stack import AdapterStack
 from shared.model.view import AdapterView
-from shared.privacy.mechanism import clipped_sum, local_grid, noised, poisson_sample
+from shared.privacy.mechanism import (
+    clipped_sum,
+    local_grid,
+    noised,
+)
 from shared.privacy.noise import Draw, operating_system
 
 _PATIENTS_AT_ONCE = 32
 _RECORDS_AT_ONCE = 64
-_IN_SINGLE_PRECISION = 1 + 2.0**-10
+IN_SINGLE_PRECISION = 1 + 2.0**-10
 """Gradients are single precision, and their last bits depend on who else is computed beside them.
 The noise is for a norm that is longer by so much: a thousand patients of whom each moves by 2**-20
 of the norm."""
 
 _VECTOR = "trained"
-
-
-@dataclass(frozen=True)
-class PatientSteps:
-    """How the steps of a round are taken.
-
-    Attributes:
-        clip: L2 norm that one patient's gradient is cut to.
-        noise: Standard deviation of the noise over that norm; 0 adds none and promises nothing.
-        rate: Probability with which a patient takes part in a step.
-        expected: Patients in a step that sums are divided by; not the site's exact number.
-        public: The public pairs.
-    """
-
-    clip: float
-    noise: float
-    rate: float
-    expected: float
-    public: ProxySet
 
 
 def train_privately(
@@ -100,9 +87,10 @@ def train_privately(
     if not patients:
         raise TrainingError("no-training-data", f"site {task.data.name}: no training records")
     keep_prefixes(encoder, train, job, training=True)
+    keep_prefixes(encoder, prepare(encoder, steps.public.data, "train"), job, training=True)
     encoder.use(AdapterView(task.start))
-    bank = open_bank(encoder, task.data, steps.public, job.train)
-    rows = min(_PATIENTS_AT_ONCE, len(patients))
+    bank = open_bank(encoder, task.data, steps.public, job.train, groups=bool(steps.groups))
+    rows = min(_PATIENTS_AT_ONCE, steps.groups or len(patients))
     gradients = PatientGradients(encoder, train, bank, task, rows, _shift(job, draw))
     try:
         _descend(gradients, patients, task, job, steps, draw)
@@ -111,31 +99,12 @@ def train_privately(
         gradients.close()
 
 
-def patients_of(train: PreparedSplit) -> list[Batch]:
-    """Return every patient's records as a batch of their own, in the order of their numbers."""
-    everything, patients = train.everything, train.split.patients
-    found: dict[int, tuple[list[int], list[int], list[int]]] = {}
-    for kind, rows in enumerate((everything.pairs, everything.images, everything.texts)):
-        for row in rows:
-            found.setdefault(int(patients[row]), ([], [], []))[kind].append(int(row))
-    return [Batch(*(np.array(rows, np.intp) for rows in found[who])) for who in sorted(found)]
-
-
-def entries_of(layout: AdapterLayout, factors: Sequence[Factor], towers: Sequence[Tower]) -> int:
-    """Return how many numbers a step moves."""
-    return sum(
-        layout.rank * (layer.inputs if factor == "A" else layer.outputs)
-        for layer in layout.layers
-        for factor in factors
-        if layer.tower in towers
-    )
-
-
 class PatientGradients:
     """Gradients of single patients, all at the same factors.
 
     Attributes:
-        values: (d,) the factors that are trained, on the encoder's device.
+        values: (d,) the factors that are trained, on the encoder's device; several sites may
+            have the same.
     """
 
     def __init__(
@@ -166,8 +135,13 @@ class PatientGradients:
         self._columns = [columns for _, columns in slices]
         self.values = torch.cat([self._stack.values[0, each] for each in self._columns])
         start = task.start
-        encoder.use_stack(self._stack, AdapterView(SharedAdapter({}, start.residual, start.folds)))
-        self._stack.train(task.factors)
+        self._below = AdapterView(SharedAdapter({}, start.residual, start.folds))
+        self.use()
+
+    def use(self) -> None:
+        """Put the stack in use again, if the encoder served another site since."""
+        self._encoder.use_stack(self._stack, self._below)
+        self._stack.train(self._factors)
 
     def of(self, patients: Sequence[Batch]) -> Iterator[NDArray[np.float32]]:
         """Yield the gradient of every patient's records, (d,), a few computed at once."""
@@ -198,7 +172,8 @@ class PatientGradients:
         parts = [Part(self._train, batch, row, self._shift) for row, batch in enumerate(patients)]
         self._stack.gradients.zero_()
         features = encode(self._encoder, parts, len(self._stack))
-        separable_loss(features, parts, self._bank).backward()
+        loss = grouped_loss if self._bank.groups else separable_loss
+        loss(features, parts, self._bank).backward()
         found = self._stack.gradients[: len(patients)]
         return torch.cat([found[:, each] for each in self._columns], 1).cpu().numpy()
 
@@ -228,24 +203,31 @@ def _descend(
     """Take the round's steps, all of them, whoever is drawn: nobody at all is a step of noise."""
     config, count = job.train, int(job.train.steps or 0)
     schedule = schedule_of(config, total=job.rounds * count, before=(task.round - 1) * count)
-    optimizer = _Optimizer(gradients.values, schedule, job)
+    optimizer = FactorOptimizer(gradients.values, schedule, job)
     entries = len(gradients.values)
     grid = None
     if steps.noise:
-        grid = local_grid(entries, steps.clip * _IN_SINGLE_PRECISION, steps.noise)
+        sensitivity = steps.sensitivity * steps.clip * IN_SINGLE_PRECISION
+        grid = local_grid(entries, sensitivity, steps.noise)
     for step in range(count):
-        drawn = [patients[number] for number in poisson_sample(len(patients), steps.rate, draw)]
-        total = patient_sum(gradients, drawn, steps.clip)
+        total = patient_sum(gradients, units_of_a_step(patients, steps, draw), steps.clip)
         if grid is not None:
             total = noised(total, grid, draw)
         optimizer.step(step, total / steps.expected)
         step_done(step + 1, count)
 
 
-class _Optimizer:
+class FactorOptimizer:
     """AdamW, as sites train without noise; it sees the noised mean only."""
 
     def __init__(self, values: Tensor, schedule: Schedule, job: JobConfig) -> None:
+        """Begin a round.
+
+        Args:
+            values: (d,) the factors that are trained, changed in place.
+            schedule: Of the learning rate.
+            job: For weight decay and the pull to where the round began.
+        """
         self._values, self._schedule = values, schedule
         self._start, self._pull = values.clone(), job.train.proximal
         self._adam = torch.optim.AdamW([values], betas=BETAS, weight_decay=job.train.weight_decay)
@@ -280,9 +262,3 @@ def _chunks(patients: Sequence[Batch], most: int) -> Iterator[list[Batch]]:
         records += batch.size
     if chunk:
         yield chunk
-
-
-def expected_in_a_step(patients: int, rate: float) -> float:
-    """Return the patients that a step is taken to have, by their number to two digits."""
-    step = int(10 ** max(len(str(patients)) - 2, 0))
-    return max(1.0, rate * step * math.ceil(patients / step))

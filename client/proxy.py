@@ -4,15 +4,12 @@ Sites that exchange features of it must mean the same items in the same order, w
 form their encoders want pictures in. So the set is told by the digest of its files and texts.
 """
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from client.data.entries import Entry
-from client.data.inspection import Inspection
 from client.data.load import load_inspected
+from client.data.pairs import pairs_digest
 from client.data.records import SiteData, Split, SplitName
 from client.data.sources import SiteSource
 from client.settings import SiteSettings
@@ -69,7 +66,8 @@ def read_proxy_set(source: SiteSource, encoder: DualEncoder) -> ProxySet:
         )
     splits: dict[SplitName, Split] = {"val": _rows(together, 0), "test": _rows(together, 0)}
     splits["train"] = together
-    return ProxySet(SiteData(data.name, data.findings, {}, splits, data.origin), _digest(inspected))
+    public = SiteData(data.name, data.findings, {}, splits, data.origin)
+    return ProxySet(public, pairs_digest(inspected))
 
 
 def _pairs_of(split: Split) -> Split:
@@ -107,19 +105,3 @@ def _rows(split: Split, count: int) -> Split:
         labelled=split.labelled[:count],
         patients=split.patients[:count],
     )
-
-
-def _digest(inspected: Inspection) -> str:
-    digest = hashlib.sha256()
-    for entry in _paired_entries(inspected):
-        picture = inspected.pictures[entry.row]
-        digest.update(repr((picture.digest, entry.text.strip())).encode())
-    return digest.hexdigest()
-
-
-def _paired_entries(inspected: Inspection) -> Iterator[Entry]:
-    names: tuple[SplitName, ...] = ("test", "train", "val")  # sorted, as the pairs are
-    for name in names:
-        for entry in inspected.in_split(name):
-            if entry.row in inspected.pictures and entry.text.strip():
-                yield entry

@@ -27,6 +27,7 @@ from server.rounds import RoundEngine, RunOutcome
 from server.run_files import is_locked
 from server.secure_session import Members
 from server.signed_post import CoordinatorIdentity
+from server.statements import statements
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig
 from shared.errors import ConfigError, RunDirectoryError
@@ -138,7 +139,9 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         members=members,
         sleep=grid.wait if isinstance(grid, WakingGrid) else time.sleep,
     )
-    return engine.run()
+    outcome = engine.run()
+    store.add_facts({"privacy": statements(job, outcome)})
+    return outcome
 
 
 def _folder() -> str:

@@ -156,6 +156,15 @@ class RunStore:
             raise
         return cls(path, job or own, manifest, held)
 
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add entries to ``manifest.json``; those that it began with keep what they say.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        self.manifest = {**facts, **self.manifest}
+        files.write_atomic(self.path / "manifest.json", to_json(self.manifest))
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock:

@@ -198,6 +198,7 @@ class SiteEvaluation(_Frozen):
         findings: Zero-shot AUROC by finding.
         calibration: Bins of the model in use.
         calibrated_model: Which model the bins belong to.
+        privacy: What the site's ledger says of the run; ``None`` without differential privacy.
     """
 
     metrics: dict[Model, dict[Metric, Estimate]]
@@ -209,6 +210,7 @@ class SiteEvaluation(_Frozen):
     findings: list[FindingScore] = []
     calibration: list[CalibrationBin] = []
     calibrated_model: Model | None = None
+    privacy: Statement | None = None
 
 
 class SiteResult(SiteEvaluation):
@@ -374,8 +376,6 @@ class Results(_Frozen):
         pictures: Data URIs (``data:image/webp;base64,...``), only for phantom or public data.
         resumed_rounds: Rounds before which the run was resumed after an interruption.
         facts: Further lines for the record (versions, digests), label to value.
-        privacy: What every site's ledger says of the run, by site; empty without differential
-            privacy, and then there is no claim.
         secure_aggregation: Whether the coordinator got sums over the sites' changes only.
     """
 
@@ -415,8 +415,13 @@ class Results(_Frozen):
     gallery: list[GalleryQuery] = []
     pictures: dict[str, str] = {}
     facts: dict[str, str] = {}
-    privacy: dict[str, Statement] = {}
     secure_aggregation: bool = False
+
+    @property
+    def privacy(self) -> dict[str, Statement]:
+        """What the sites' ledgers say of the run, by site; of the others nothing is known."""
+        said = {name: site.privacy for name, site in self.sites.items()}
+        return {name: statement for name, statement in said.items() if statement is not None}
 
 
 def json_schema() -> dict[str, object]:

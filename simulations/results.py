@@ -12,7 +12,6 @@ from server.records import SURPLUS
 from shared import files
 from shared.config import JobConfig
 from shared.page.numbers import listing, plural
-from shared.privacy.statement import Statement
 from shared.results import (
     METRICS,
     Aggregation,
@@ -56,7 +55,6 @@ class RunFacts:
         ended: ``stopped`` or ``failed`` if the run did not reach its end, else ``None``.
         reason: Why, as a sentence; for runs that did reach it the reason is written here.
         facts: Further lines for the record.
-        privacy: What every site's ledger says of the run, by site.
     """
 
     run: str
@@ -71,7 +69,6 @@ class RunFacts:
     ended: Literal["stopped", "failed"] | None = None
     reason: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
-    privacy: Mapping[str, Statement] = field(default_factory=dict)
 
 
 def build_results(
@@ -163,7 +160,6 @@ def assemble(
         round_costs=list(outcome.round_costs),
         resumed_rounds=list(outcome.resumed_rounds),
         facts=dict(facts.facts),
-        privacy=dict(facts.privacy),
         secure_aggregation=job.privacy.secure_aggregation,
     )
 

@@ -1,6 +1,5 @@
 """The last step of a simulated run: gallery, oracle reader, results."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ import numpy as np
 from client.data.records import SiteData
 from client.evaluation import retrieval_metrics
 from client.gallery import gallery, may_show
-from client.patient_privacy import run_statements
 from client.settings import SiteSettings
 from client.state import SiteState
 from server.checkpoint import RunStore
@@ -22,7 +20,6 @@ from shared.metrics.bootstrap import estimate, resample
 from shared.metrics.retrieval import retrieve
 from shared.model.encoder import DualEncoder
 from shared.model.view import AdapterView
-from shared.privacy.statement import Statement
 from shared.results import Estimate, GalleryQuery, Metric, Model, Results, SiteEvaluation
 from shared.seeding import derive_seed
 from simulations.machine import encoder_for, peak_memory_bytes
@@ -31,9 +28,6 @@ from simulations.phantoms.oracle import oracle_similarity
 from simulations.phantoms.sites import PhantomSite, draw_records
 from simulations.report.pictures import encode_picture
 from simulations.results import RunFacts, build_results, write_results
-
-PRIVACY = "privacy.json"
-"""What every site's ledger says of a run, beside its manifest."""
 
 
 def score_run(
@@ -68,26 +62,10 @@ def score_run(
         seconds_by_part={"federation": round(outcome.seconds, 1)},
         peak_memory_bytes=peak_memory_bytes(),
         facts=_record(store),
-        privacy=_privacy(store, settings),
     )
     results = build_results(_with_oracle(outcome, job), job, data, facts, queries, pictures)
     write_results(store.path, results)
     return results
-
-
-def _privacy(store: RunStore, settings: Sequence[SiteSettings]) -> dict[str, Statement]:
-    """Return what every site's ledger says of the run, and write it into the run directory.
-
-    Nothing without differential privacy: then there is no claim.
-    """
-    config = store.job.privacy
-    if not config.differential_privacy:
-        return {}
-    states = {site.name: site.state for site in settings}
-    found = run_statements(states, store.run, config.delta)
-    trees = {site: statement.tree() for site, statement in found.items()}
-    store.write_atomic(PRIVACY, json.dumps(trees, indent=1).encode())
-    return found
 
 
 def _record(store: RunStore) -> dict[str, str]:

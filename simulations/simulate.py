@@ -437,7 +437,7 @@ def _print_summary(console: Console, results: Results, run: Path, report: Path) 
     )
     console.print(cost, highlight=False)
     if promised(results):
-        console.print(f"{claim_of(results)} (privacy.json says what it covers)", highlight=False)
+        console.print(f"{claim_of(results)} (manifest.json says what it covers)", highlight=False)
     if results.reason:
         console.print(f"Not every contribution was in: {results.reason}", highlight=False)
     console.print(f"\nResults  {run / 'results.json'}", highlight=False)

@@ -9,6 +9,7 @@ import numpy as np
 
 from client.data.check import checked, count
 from client.data.inspection import Inspection, inspect_site
+from client.data.pairs import pairs_digest
 from client.data.records import SplitName
 from client.data.sources import Modality, SiteSource
 from client.data.splits import SHARES
@@ -91,6 +92,7 @@ class SiteDescription:
         patients: Different patients over all splits.
         without_patient: Rows that count as a patient of their own.
         most_of_one_patient: Rows of the patient with the most.
+        pairs_sha256: Digest of the pairs, by which a job names its public set (``proxy.sha256``).
     """
 
     name: str
@@ -109,6 +111,7 @@ class SiteDescription:
     patients: int
     without_patient: int
     most_of_one_patient: int
+    pairs_sha256: str
 
 
 def describe_site(source: SiteSource) -> SiteDescription:
@@ -147,6 +150,7 @@ def described(site: Inspection) -> SiteDescription:
         patients=len(people),
         without_patient=sum(not entry.patient for entry in site.entries),
         most_of_one_patient=max(people.values(), default=0),
+        pairs_sha256=pairs_digest(site),
     )
 
 

@@ -245,6 +245,8 @@ def _description_rows(site: SiteDescription) -> list[tuple[str, str]]:
     alone = f", {site.without_patient} rows without" if site.without_patient else ""
     most = f"at most {_many(site.most_of_one_patient, 'row')} each"
     rows.append(("patients", f"{site.patients}{alone}, {most}"))
+    if any(counts.pairs for counts in site.splits.values()):
+        rows.append(("public set", f"proxy.sha256 = {site.pairs_sha256}, if a job has it as one"))
     if site.texts is not None:
         rows += [
             (

@@ -15,12 +15,13 @@ from shared.privacy.statement import (
 )
 
 _MECHANISM: Final[dict[Mode, str]] = {
-    "local": "DP-SGD at the site: clipped per-patient gradients, Gaussian noise in whole steps",
+    "local": "DP-SGD at the site: clipped per-{unit} gradients, Gaussian noise in whole steps",
     "distributed": (
-        "one sum of clipped per-patient gradients a step over all sites, each with a share of the "
+        "one sum of clipped per-{unit} gradients a step over all sites, each with a share of the "
         "Gaussian noise in whole steps, through secure aggregation"
     ),
 }
+"""By who adds the noise; ``unit`` is what is clipped as one."""
 
 
 def statement(
@@ -46,15 +47,16 @@ def statement(
     mode: Mode = "distributed" if any(r.mode == "distributed" for r in releases) else "local"
     rates = sorted({spend.sampling for spend in spends})
     bound, confidence = audit or (None, None)
+    sensitivity = max(release.sensitivity for release in releases)
     claim = Claim(
         mode=mode,
-        mechanism=_MECHANISM[mode],
+        mechanism=_MECHANISM[mode].format(unit="group" if sensitivity > 1 else "patient"),
         unit="patient",
         epsilon=epsilon(spends, delta),
         delta=delta,
         units=patients,
         clip=max(release.clip for release in releases),
-        sensitivity=max(release.sensitivity for release in releases),
+        sensitivity=sensitivity,
         noise=tuple(sorted({spend.noise for spend in spends})),
         sampling="; and ".join(sampling_words(rate) for rate in rates),
         steps=sum(spend.steps for spend in spends),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import Field
 
 from shared.config.table import Table
-from shared.privacy.objections import PrivacyPlan, objections
+from shared.privacy.objections import GROUP_SENSITIVITY, PrivacyPlan, objections
 
 if TYPE_CHECKING:
     from shared.config.job import JobConfig
@@ -17,14 +17,19 @@ class PrivacyConfig(Table):
 
     Sites train with DP-SGD: each patient is drawn by a coin of its own in every step, the gradient
     of all of a patient's records is cut to one norm, and noise is added to the sum. Negatives are
-    the pairs of the public set in ``[proxy]``, so that no record's loss depends on another's.
+    the pairs of the public set in ``[proxy]``, so that no record's loss depends on another's; or
+    those of a few other patients, and then their common gradient is cut and the noise doubled.
     """
 
     differential_privacy: bool = False
     unit: Literal["patient", "record", "site"] = "patient"
     """What one more or less is hidden; only patients can be trained for."""
-    objective: Literal["separable", "in-batch"] = "separable"
-    """What a record's loss depends on; only ``separable`` can be clipped patient by patient."""
+    objective: Literal["separable", "grouped", "in-batch"] = "separable"
+    """What a record's loss depends on: on itself and public pairs (``separable``); on the patients
+    of one group, which is cut as a whole and gets twice the noise (``grouped``); or on everybody
+    who was drawn, which cannot be clipped."""
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
+    """grouped: patients that a group is expected to have."""
     sampling: Literal["poisson", "shuffled"] = "poisson"
     """How the patients of a step are chosen; only ``poisson`` is what the accountant counts."""
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -45,6 +50,8 @@ class PrivacyConfig(Table):
 _PLAIN: Final = "differential_privacy"
 _SECURE: Final = "secure_aggregation"
 
+_GROUPED: Final = "grouped"
+
 _FIELDS: Final = {
     "unit-record": "privacy.unit",
     "unit-site": "privacy.unit",
@@ -61,9 +68,9 @@ _FIELDS: Final = {
 def privacy_fields_left_out(config: PrivacyConfig) -> set[str]:
     """Return what a job's digest leaves out: everything, where there is no privacy to speak of."""
     secure = set() if config.secure_aggregation else {_SECURE}
-    if config.differential_privacy:
-        return secure
-    return set(PrivacyConfig.model_fields) - {_PLAIN, _SECURE} | secure
+    if not config.differential_privacy:
+        return set(PrivacyConfig.model_fields) - {_PLAIN, _SECURE} | secure
+    return secure if config.objective == _GROUPED else {"group_size"} | secure
 
 
 def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
@@ -75,10 +82,14 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
     """
     config = job.privacy
     asked = config.noise_multiplier if noise is None else noise
+    grouped = config.objective == _GROUPED
     return PrivacyPlan(
         unit=config.unit,
         patients=1,
-        objective=config.objective,
+        objective="separable" if config.objective == "separable" else "in-batch",
+        clipped="group" if grouped else "patient",
+        grouping="own-draw" if grouped else "none",
+        sensitivity=GROUP_SENSITIVITY if grouped else 1.0,
         clip=config.clip_norm,
         noise=1.0 if asked is None else asked,
         sampling=config.sampling,
@@ -113,6 +124,13 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
             "privacy.epsilon and privacy.noise_multiplier: each follows from the other; leave one "
             "of them out"
         )
+    if config.objective != _GROUPED and "group_size" in config.model_fields_set:
+        default = PrivacyConfig.model_fields["group_size"].default
+        if config.group_size != default:
+            yield (
+                "privacy.group_size is about groups of patients, and privacy.objective = "
+                f"'{config.objective}' makes none; use objective = 'grouped', or leave it out"
+            )
     for objection in objections(plan_of(job)):
         yield f"{_FIELDS.get(objection.code, 'privacy')}: {objection.why}"
     yield from _beside_other_tables(job)

@@ -57,6 +57,26 @@ def poisson_sample(patients: int, rate: float, draw: Draw = operating_system) ->
     return np.flatnonzero(random_words(patients, draw) < limit)
 
 
+def drawn_groups(
+    patients: int, groups: int, draw: Draw = operating_system
+) -> list[NDArray[np.intp]]:
+    """Put every patient into one of some groups by a draw of its own.
+
+    With one patient more all others stay where they are, so that one group changes. Groups of
+    equal size, or by the patients' order, would not have that.
+
+    Args:
+        patients: How many there are.
+        groups: Into how many groups they come.
+        draw: Where random bytes come from.
+
+    Returns:
+        The patients of every group that has any.
+    """
+    own = random_words(patients, draw) % np.uint64(groups)
+    return [np.flatnonzero(own == number) for number in np.unique(own)]
+
+
 def clipped_sum(
     changes: Sequence[Adapter], norm: float
 ) -> tuple[dict[str, NDArray[np.float64]], int]:

@@ -19,7 +19,14 @@ Objective = Literal["separable", "in-batch"]
 """Whether a record's loss depends on that record alone, or on others of its batch."""
 Clipped = Literal["nothing", "patient", "record", "group", "batch", "site"]
 Sampling = Literal["poisson", "shuffled", "fixed-size", "all"]
+Grouping = Literal["none", "own-draw", "in-order"]
+"""How patients come into groups that are clipped as one: each by a draw of its own, whoever else
+is there, or in the order of their numbers or of the draw."""
 Source = Literal["none", "public", "released", "own-records"]
+
+GROUP_SENSITIVITY: Final = 2.0
+"""What one patient changes of a sum of clipped groups, in clipping norms: the gradient of one
+group goes from somewhere in the ball to anywhere else in it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class PrivacyPlan:
         minimum_patients: The fewest that the site's policy trains on.
         objective: Whether records of a batch depend on one another.
         clipped: What is cut to ``clip``.
+        grouping: How patients come into groups, where groups are clipped.
         clip: The L2 norm that it is cut to.
         clip_follows_data: Whether the norm is adapted to quantiles of the records.
         sensitivity: What one unit can change, in clipping norms.
@@ -69,6 +77,7 @@ class PrivacyPlan:
     minimum_patients: int = 100
     objective: Objective = "separable"
     clipped: Clipped = "patient"
+    grouping: Grouping = "none"
     clip: float = 1.0
     clip_follows_data: bool = False
     sensitivity: float = 1.0
@@ -117,7 +126,7 @@ def _without_clipping(plan: PrivacyPlan) -> bool:
 def _least_sensitivity(plan: PrivacyPlan) -> float:
     """Return what one unit can change at least, in clipping norms, however it is implemented."""
     if plan.adjacency == "replace-one" or plan.clipped in ("group", "batch"):
-        return 2.0
+        return GROUP_SENSITIVITY
     return 1.0
 
 
@@ -232,6 +241,15 @@ _OF_THE_BOUND: Final[tuple[_Rule, ...]] = (
                 else "groups or batches clipped as one"
             )
             + " the sum changes by up to 2; double the noise"
+        ),
+    ),
+    (
+        "grouped-in-order",
+        lambda p: p.clipped == "group" and p.grouping != "own-draw",
+        _rule(
+            "patients are put into groups by their order or number, so that one patient more moves "
+            "others into other groups and many groups change; let each patient's group be drawn "
+            "by itself"
         ),
     ),
     (

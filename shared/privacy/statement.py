@@ -171,12 +171,14 @@ def _rows(claim: Claim) -> list[tuple[str, str]]:
     adjacency = f"one {one} {'added or removed' if claim.adjacency == 'add-remove' else 'replaced'}"
     noise = ", ".join(f"{z:.4g}" for z in claim.noise) or "none"
     change = f"{claim.sensitivity:g} times the clipping norm"
+    groups = claim.sensitivity > 1 and claim.adjacency == "add-remove"
+    clipped = f"group of {one}s" if groups else one
     return [
         ("mechanism", claim.mechanism),
         ("unit", one + (f" (about {claim.units})" if claim.units else "")),
         ("adjacency", adjacency),
         ("epsilon", f"{_number(claim.epsilon)} at delta {claim.delta:g}"),
-        ("clipping", f"L2 norm {claim.clip:g} per {one}"),
+        ("clipping", f"L2 norm {claim.clip:g} per {clipped}"),
         ("noise", f"{noise} times what one {one} can change ({change})"),
         ("sampling", claim.sampling),
         ("steps", str(claim.steps)),

@@ -217,7 +217,10 @@ def _shared_name(results: Results) -> str:
 
 
 def record(results: Results, manifest: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Return the record: what the results say first, then the manifest as it is."""
+    """Return the record: what the results say first, then the manifest as it is.
+
+    What it says of privacy has a section of its own.
+    """
     rule = results.aggregation
     took = f"{moment(results.created)} to {moment(results.finished)}"
     rows = [
@@ -237,7 +240,8 @@ def record(results: Results, manifest: Mapping[str, object]) -> list[tuple[str, 
     rows += [("Reason", results.reason)] if results.reason else []
     rows += [(label, value) for label, value in results.facts.items()]
     seen = {label.lower() for label, _ in rows}
-    rows += [row for row in flat(manifest) if row[0].lower() not in seen]
+    others = {key: value for key, value in manifest.items() if key != "privacy"}
+    rows += [row for row in flat(others) if row[0].lower() not in seen]
     more = len(rows) - MOST_RECORDS
     if more > 0:
         rows = [*rows[:MOST_RECORDS], ("Further entries", f"{more}, in manifest.json")]

@@ -11,19 +11,20 @@ from hypothesis.extra.numpy import arrays
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from client import private_training
-from client.bank import open_bank
+from client.bank import grouped_loss, open_bank
 from client.batches import Batch, prepare
+from client.data.describe import describe_site
 from client.data.sources import SiteSource
+from client.encoding import Features
 from client.losses import prompt_directions
-from client.private_training import (
-    PatientGradients,
+from client.patient_steps import (
     PatientSteps,
     entries_of,
     expected_in_a_step,
-    patient_sum,
+    merged,
     patients_of,
-    train_privately,
 )
+from client.private_training import PatientGradients, patient_sum, train_privately
 from client.proxy import read_proxy_set
 from client.training import SiteTask, fresh_adapter
 from shared.adapter import SharedAdapter, factor_of
@@ -245,6 +246,55 @@ def test_the_contrast_by_hand():
     assert loss.item() == pytest.approx(np.log1p(np.exp(-2)) + 1.0)
 
 
+# --- whose gradient, in groups ---
+
+
+def _of_groups(encoder, data, start, public, job, groups):
+    """The gradients of groups of patients, and what each of them loses by hand, at ``start``."""
+    train = prepare(encoder, data, "train")
+    encoder.use(AdapterView(start))
+    bank = open_bank(encoder, data, public, job.train, groups=True)
+    patients = patients_of(train)
+    units = [merged([patients[who] for who in group]) for group in groups]
+    shift = (0, np.random.default_rng(0))
+    own = PatientGradients(encoder, train, bank, task_of(data, start), len(units), shift)
+    try:
+        return list(own.of(units))
+    finally:
+        own.close()
+
+
+@pytest.mark.parametrize("kind", ["paired", "unpaired"])
+def test_a_groups_gradient_has_its_own_patients_in_it_and_no_others(
+    encoder, site_of, start, public, job, kind
+):
+    data = of_patients(site_of("s", kind, counts=(24, 6, 6), seed=2))
+    changed = _with_others_replaced(data, set(np.flatnonzero(data.splits["train"].patients < 3)))
+    groups = [(0, 1, 2), (3, 4), (5, 6, 7)]
+    before = _of_groups(encoder, data, start, public, job, groups)
+    after = _of_groups(encoder, changed, start, public, job, groups)
+    np.testing.assert_allclose(before[0], after[0], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(before[1], after[1], rtol=0.01)
+    # Within a group everybody matters: what a patient adds is not the patient's own gradient.
+    apart = _of_groups(encoder, data, start, public, job, [(0, 1), (2,)])
+    alone = np.allclose(before[0], apart[0] + apart[1], rtol=1e-3, atol=1e-4)
+    assert alone == (kind == "unpaired")
+
+
+def test_the_contrast_within_a_group_by_hand(encoder, site_of, start, public, job):
+    data = of_patients(site_of("s", counts=(12, 6, 6), seed=2))
+    train = prepare(encoder, data, "train")
+    encoder.use(AdapterView(start))
+    bank = replace(open_bank(encoder, data, public, job.train, groups=True), prompts=None, kappa=0)
+    pair = torch.eye(2)
+    rows = [0, next(row for row in range(12) if train.split.texts[row] != train.split.texts[0])]
+    part = private_training.Part(train, Batch(np.array(rows), *_NOTHING))
+    loss = grouped_loss([Features(pair, pair)], [part], replace(bank, scale=2.0))
+    assert loss.item() == pytest.approx(2 * np.log1p(np.exp(-2)))
+    one = private_training.Part(train, Batch(np.array(rows[:1]), *_NOTHING))
+    assert grouped_loss([Features(pair[:1], pair[:1])], [one], bank).item() == 0
+
+
 # --- what one patient can change ---
 
 
@@ -283,6 +333,22 @@ def test_one_patient_more_changes_the_sum_by_the_norm_at_most(others, patient, p
     assert np.linalg.norm(after - before) <= norm * (1 + 1e-6)
 
 
+# A group's gradient may be anything at all once a patient joins it, so that the worst is tried.
+@settings(deadline=None, max_examples=200)
+@given(others=st.lists(vectors, max_size=6), after=vectors, norm=st.floats(1e-3, 1e3))
+def test_one_patient_more_changes_one_group_by_twice_the_norm_at_most(others, after, norm):
+    before = patient_sum(Given(others or [after]), range(len(others)), norm)
+    changed = [after, *others[1:]]
+    found = patient_sum(Given(changed), range(len(changed)), norm)
+    assert np.linalg.norm(found - before) <= 2 * norm * (1 + 1e-6)
+
+
+def test_a_group_can_change_by_twice_the_norm_so_that_once_is_not_enough():
+    there, back = np.full(4, 3, np.float32), np.full(4, -3, np.float32)
+    change = patient_sum(Given([there]), [0], 1.0) - patient_sum(Given([back]), [0], 1.0)
+    assert np.linalg.norm(change) == pytest.approx(2, rel=1e-6)
+
+
 def test_a_patient_with_hostile_numbers_takes_no_other_with_it(
     encoder, site_of, start, public, job, monkeypatch
 ):
@@ -312,13 +378,13 @@ def test_a_patient_with_hostile_numbers_takes_no_other_with_it(
 def sums(monkeypatch):
     """Every noised mean that the optimiser is given."""
     seen = []
-    real = private_training._Optimizer.step
+    real = private_training.FactorOptimizer.step
 
     def step(self, number, mean):
         seen.append(mean)
         real(self, number, mean)
 
-    monkeypatch.setattr(private_training._Optimizer, "step", step)
+    monkeypatch.setattr(private_training.FactorOptimizer, "step", step)
     return seen
 
 
@@ -353,6 +419,15 @@ def test_the_sum_has_its_patients_and_the_noise(encoder, site_of, start, public,
     found = gradients_of(encoder, data, start, public, job)[0]
     rest = sums[0] * plan.expected - patient_sum(Given(found), range(len(found)), plan.clip)
     assert rest.std() == pytest.approx(0.5, rel=0.05)
+
+
+def test_groups_get_twice_the_noise(encoder, site_of, start, public, job, sums):
+    data = of_patients(site_of("s", counts=(12, 6, 6)))
+    plan = steps_of(public, rate=1e-9, groups=2)
+    train_privately(encoder, task_of(data, start), long_job(job, 16), plan)
+    noise = np.concatenate(sums) * plan.expected
+    assert len(noise) > 40_000
+    assert noise.std() == pytest.approx(2 * plan.noise * plan.clip, rel=0.02)
 
 
 def test_two_trainings_have_other_noise(encoder, site_of, start, public, job, sums):
@@ -439,6 +514,12 @@ def test_half_precision_and_own_pictures_are_refused(
 )
 def test_the_divisor_is_not_the_sites_exact_number(patients, rate, expected):
     assert expected_in_a_step(patients, rate) == pytest.approx(expected)
+
+
+def test_the_public_sets_digest_is_the_one_that_describe_prints(tmp_path, site_of, encoder):
+    write_site(tmp_path / "set", site_of("public", counts=(12, 6, 6), seed=9))
+    source = SiteSource("public", tmp_path / "set" / "metadata.csv", tmp_path / "set")
+    assert read_proxy_set(source, encoder).sha256 == describe_site(source).pairs_sha256
 
 
 def test_prompts_of_findings_that_the_public_set_lacks_are_not_asked(encoder, site_of, public):

@@ -20,7 +20,8 @@ def test_every_objection_has_its_row():
 
 
 def test_the_table_of_the_policy_can_be_used_as_it_stands():
-    example = PAGE.split("```toml\n")[1].split("```")[0]
+    budget = PAGE.split("## The budget is the site's")[1]
+    example = budget.split("```toml\n")[1].split("```")[0]
     table = tomllib.loads(example)["privacy"]
     assert PrivacyPolicy.model_validate(table).population == "chest-2026"
     assert set(table) == set(PrivacyPolicy.model_fields)

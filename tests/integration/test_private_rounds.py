@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -10,18 +11,22 @@ import pytest
 from rich.console import Console
 
 import client.patient_privacy
-from client.ledger import Population, PrivacyLedger
-from client.patient_privacy import PatientPrivacy, run_statements, spent
+from client.agent import SiteAgent
+from client.ledger import Population, PrivacyLedger, account
+from client.patient_privacy import PatientPrivacy, spent
 from client.policy import simulation_policy
 from client.privacy_policy import PrivacyPolicy
 from client.together import answer_together
 from shared.config import JobConfig
 from shared.errors import QuorumError, RefusedError
-from shared.messages import decode_reply, decode_request
+from shared.messages import decode_reply, decode_request, encode
 from shared.privacy.accountant import Spend, epsilon
+from shared.privacy.statement import NO_CLAIM, Statement
 from simulations import simulate as simulation
+from simulations.machine import encoder_for
 from simulations.report import write_report
 from simulations.simulate import simulate
+from simulations.sites import site_settings
 from tests.integration.conftest import write_site
 
 KINDS = {"a-pairs": "paired", "b-apart": "unpaired", "c-image": "image"}
@@ -138,10 +143,11 @@ def test_results_and_run_folder_carry_the_statement_of_every_site(whole):
         assert (claim.unit, claim.steps, claim.clip) == ("patient", STEPS * ROUNDS, 1.0)
         assert claim.epsilon <= 8.0
         assert any("measures" in words for words in claim.not_covered)
-    kept = json.loads((run / "privacy.json").read_text())
-    assert kept["a-pairs"]["claim"]["mode"] == "local"
-    states = {name: run / "sites" / name for name in KINDS}
-    assert run_statements(states, results.run, 1e-5) == results.privacy
+    kept = json.loads((run / "manifest.json").read_text())["privacy"]
+    assert kept["a-pairs"]["text"].startswith("(")
+    assert {site: Statement.read(tree) for site, tree in kept.items()} == results.privacy
+    for name, statement in results.privacy.items():
+        assert account.statement(spent(run / "sites" / name, results.run), 1e-5) == statement
 
 
 def test_the_report_says_so(whole):
@@ -150,6 +156,33 @@ def test_the_report_says_so(whole):
     assert "No differential privacy: no claim" not in page
     assert "-differential privacy" in page
     assert "DP-SGD at the site" in page
+
+
+def test_groups_of_patients_get_twice_the_noise_and_the_statement_says_so(make_job, tmp_path):
+    job = make_job(
+        privacy={"objective": "grouped", "group_size": 4},
+        data={"sites": ["a-pairs"]},
+        personalize={"method": "none"},
+    )
+    results = simulate(tmp_path / "run", job, quiet())
+    claim = results.privacy["a-pairs"].claim
+    assert (claim.sensitivity, claim.unit, claim.steps) == (2.0, "patient", STEPS * ROUNDS)
+    assert claim.epsilon <= 8.0
+    text = results.privacy["a-pairs"].text()
+    assert "per-group gradients" in text
+    assert "L2 norm 1 per group of patients" in text
+    assert "(2 times the clipping norm)" in text
+    releases = [entry.release for entry in spent(tmp_path / "run" / "sites" / "a-pairs", "run")]
+    assert {release.sensitivity for release in releases} == {2.0}
+
+
+def test_the_manifest_of_a_run_without_privacy_says_that_nothing_is_claimed(small, tmp_path):
+    job = small(privacy={"differential_privacy": False, "epsilon": None, "sampling_rate": 0.2})
+    plain = job.model_copy(update={"proxy": job.proxy.model_copy(update={"folder": None})})
+    results = simulate(tmp_path / "run", plain, quiet())
+    kept = json.loads((tmp_path / "run" / "manifest.json").read_text())["privacy"]
+    assert {tree["text"] for tree in kept.values()} == {NO_CLAIM}
+    assert not results.privacy
 
 
 def test_it_is_written_down_before_it_leaves(small, tmp_path, monkeypatch):
@@ -234,6 +267,49 @@ def test_the_sites_budget_ends_the_training_before_it_is_passed(small, asked_of)
     assert reasons(replies) == {"privacy-budget"}
     spends = [entry.release.spend for entry in spent(run / "sites" / "a-pairs", "run")]
     assert epsilon(spends, 1e-5) <= 1.0
+
+
+POLICY = """
+[privacy]
+population = "chest-2026"
+epsilon = 7.9
+delta = 1e-6
+"""
+
+
+def test_a_sites_ledger_is_charged_over_restarts_and_runs_until_its_policy_refuses(
+    whole, make_job, tmp_path
+):
+    run, _, bodies = whole
+    budget = PrivacyPolicy.model_validate(tomllib.loads(POLICY)["privacy"])
+    policy = simulation_policy().model_copy(update={"privacy": budget})
+    (of_run,) = [site for site in site_settings(run, make_job()) if site.name == "a-pairs"]
+    settings = replace(of_run, state=tmp_path / "state")
+
+    def asked_after_restart(body):
+        agent = SiteAgent(settings, policy, lambda job: encoder_for(job, "cpu"))
+        return decode_reply(agent.handle(body))
+
+    requests = [body for body, _ in bodies if _trains(body, "a-pairs")]
+    for body in [*requests, requests[-1]]:  # the last one again, which costs nothing
+        reply, tensors = asked_after_restart(body)
+        assert reply.status == "ok", reply.detail
+        assert tensors
+    entries = spent(settings.state, "run")
+    assert [entry.release.round for entry in entries] == [1, 2]
+    assert {entry.release.population for entry in entries} == {"chest-2026"}
+    assert 7.4 < epsilon([entry.release.spend for entry in entries], 1e-6) <= 7.9
+    request, tensors = decode_request(requests[0])
+    other = encode(request.model_copy(update={"run": "another"}), tensors)
+    reply, tensors = asked_after_restart(other)
+    assert (reply.status, reply.reason) == ("refused", "privacy-budget")
+    assert not tensors
+    assert not spent(settings.state, "another")
+
+
+def _trains(body, site):
+    request, _ = decode_request(body)
+    return request.kind == "train" and request.site == site
 
 
 def test_a_site_asks_for_more_privacy_than_the_job(small, asked_of):

@@ -103,6 +103,11 @@ def test_a_job_becomes_a_run_that_flower_carries(home, vehicles, files):
     [
         ('[partition]\nkind = "iid"\nsites = 3\n', r"\[partition\]"),
         ('[aggregate]\nrule = "creamfl"\n[proxy]\nfolder = "p"\n', "creamfl"),
+        (
+            "[privacy]\ndifferential_privacy = true\nepsilon = 8\n"
+            '[proxy]\nfolder = "public"\n[personalize]\nmethod = "none"\n',
+            r"proxy.sha256.*consilia data describe",
+        ),
     ],
 )
 def test_what_only_a_simulation_has_is_refused(home, vehicles, files, table, named):

@@ -40,6 +40,16 @@ def test_every_number_of_the_privacy_changes_the_digest():
     assert len(digests) == 5
 
 
+def test_groups_are_told_to_the_accountant_with_twice_the_norm():
+    job = parse_job(with_tables(privacy={"objective": "grouped", "group_size": 16}))
+    plan = plan_of(job)
+    assert (plan.clipped, plan.sensitivity, plan.grouping) == ("group", 2.0, "own-draw")
+    assert plan.objective == "in-batch"
+    assert not objections(plan)
+    other = parse_job(with_tables(privacy={"objective": "grouped"}))
+    assert len({job.digest(), other.digest(), parse_job(PRIVATE).digest()}) == 3
+
+
 def test_privacy_implies_equal_weights_and_single_precision_and_no_distillation():
     job = parse_job(PRIVATE)
     assert (job.aggregate.weighting, job.model.precision) == ("equal", "float32")
@@ -55,6 +65,7 @@ def test_rules_that_see_noised_changes_only_can_be_private(rule):
 
 
 REFUSED = {
+    "group-size": ({"privacy": {"group_size": 16}}, "privacy.group_size", "objective = 'grouped'"),
     "in-batch": ({"privacy": {"objective": "in-batch"}}, "privacy.objective", "public or released"),
     "shuffled": ({"privacy": {"sampling": "shuffled"}}, "privacy.sampling", "ten times too small"),
     "record": ({"privacy": {"unit": "record"}}, "privacy.unit", "use unit = 'patient'"),

@@ -38,7 +38,17 @@ ROWS = [
     ("noise-seeded", {"seeded_noise": True}, "seed"),
     ("in-batch", {"objective": "in-batch"}, "same batch"),
     ("clipped-record", {"clipped": "record"}, "each patient's records"),
-    ("sensitivity", {"clipped": "group", "objective": "in-batch"}, "groups or batches"),
+    (
+        "sensitivity",
+        {"clipped": "group", "objective": "in-batch", "grouping": "own-draw"},
+        "groups or batches",
+    ),
+    (
+        "grouped-in-order",
+        {"clipped": "group", "sensitivity": 2.0, "grouping": "in-order"},
+        "drawn by itself",
+    ),
+    ("grouped-in-order", {"clipped": "group", "sensitivity": 2.0}, "drawn by itself"),
     ("sensitivity", {"clipped": "batch", "objective": "in-batch"}, "groups or batches"),
     ("sensitivity", {"adjacency": "replace-one"}, "replaced by another"),
     ("clip-follows-data", {"clip_follows_data": True}, "fixed norm"),
@@ -88,6 +98,7 @@ def test_each_mistake_with_distributed_noise_is_refused(code, mistake):
 def test_what_makes_a_mistake_right():
     """Twice the norm for groups and replacement, and a temperature inside the clipped vector."""
     groups = {"objective": "in-batch", "clipped": "group", "sensitivity": 2.0}
+    groups["grouping"] = "own-draw"
     assert codes(replace(SOUND, **groups)) == []
     assert codes(replace(SOUND, adjacency="replace-one", sensitivity=2.0)) == []
     assert codes(replace(SOUND, temperature_trained=True, temperature_clipped=True)) == []

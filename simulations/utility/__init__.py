@@ -1,0 +1,1 @@
+"""What privacy costs: every mechanism at every epsilon, beside training without privacy."""
