@@ -16,6 +16,7 @@ trained anew is another one.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ The noise is for a norm that is longer by so much: a thousand patients of whom e
 of the norm."""
 
 _VECTOR = "trained"
+
+Patient = TypeVar("Patient")
+_Patient = TypeVar("_Patient", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -203,8 +207,19 @@ class PatientGradients:
         return torch.cat([found[:, each] for each in self._columns], 1).cpu().numpy()
 
 
+class Gradients(Protocol[_Patient]):
+    """Gradients of single patients, whatever a patient is told by; ``PatientGradients`` is it."""
+
+    values: Tensor
+    """(d,) what the gradients are of."""
+
+    def of(self, patients: Sequence[_Patient]) -> Iterator[NDArray[np.float32]]:
+        """Yield the gradient of every patient, (d,)."""
+        ...
+
+
 def patient_sum(
-    gradients: PatientGradients, patients: Sequence[Batch], norm: float
+    gradients: Gradients[Patient], patients: Sequence[Patient], norm: float
 ) -> NDArray[np.float64]:
     """Return the sum of some patients' gradients, each cut to a norm, (d,); it must not leave.
 
@@ -217,6 +232,34 @@ def patient_sum(
     return total
 
 
+def noised_sums(
+    gradients: Gradients[Patient],
+    patients: Sequence[Patient],
+    steps: PatientSteps,
+    count: int,
+    draw: Draw = operating_system,
+) -> Iterator[NDArray[np.float64]]:
+    """Yield what may be known of each step, (d,): the noised sum of those who are drawn.
+
+    All that a round releases is made of these sums, and audits attack them.
+
+    Args:
+        gradients: Of every patient, at the values of the moment.
+        patients: All of them.
+        steps: Clipping, noise and sampling.
+        count: How many steps; each is taken, whoever is drawn: nobody at all is a step of noise.
+        draw: Where random bytes come from.
+    """
+    grid = None
+    if steps.noise:
+        norm = steps.clip * _IN_SINGLE_PRECISION
+        grid = local_grid(len(gradients.values), norm, steps.noise)
+    for _ in range(count):
+        drawn = [patients[number] for number in poisson_sample(len(patients), steps.rate, draw)]
+        total = patient_sum(gradients, drawn, steps.clip)
+        yield total if grid is None else noised(total, grid, draw)
+
+
 def _descend(
     gradients: PatientGradients,
     patients: Sequence[Batch],
@@ -225,19 +268,11 @@ def _descend(
     steps: PatientSteps,
     draw: Draw,
 ) -> None:
-    """Take the round's steps, all of them, whoever is drawn: nobody at all is a step of noise."""
+    """Take the round's steps, all of them."""
     config, count = job.train, int(job.train.steps or 0)
     schedule = schedule_of(config, total=job.rounds * count, before=(task.round - 1) * count)
     optimizer = _Optimizer(gradients.values, schedule, job)
-    entries = len(gradients.values)
-    grid = None
-    if steps.noise:
-        grid = local_grid(entries, steps.clip * _IN_SINGLE_PRECISION, steps.noise)
-    for step in range(count):
-        drawn = [patients[number] for number in poisson_sample(len(patients), steps.rate, draw)]
-        total = patient_sum(gradients, drawn, steps.clip)
-        if grid is not None:
-            total = noised(total, grid, draw)
+    for step, total in enumerate(noised_sums(gradients, patients, steps, count, draw)):
         optimizer.step(step, total / steps.expected)
         step_done(step + 1, count)
 
