@@ -11,8 +11,8 @@ masked message itself; and after one clipped and noised step, with nobody else i
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from client.data.records import SiteData
 from client.private_training import PatientGradients, PatientSteps, noised_sums, patients_of
 from client.proxy import ProxySet
 from client.training import SiteTask
-from shared.adapter import SharedAdapter, Tower, factor_name
+from shared.adapter import TOWERS, SharedAdapter, Tower, factor_name
 from shared.config import JobConfig
 from shared.errors import InputError
 from shared.fixedpoint import choose_scale, decode, encode
@@ -197,14 +197,9 @@ def exposures(
     found = [
         _pooled(victims, tower, way, chosen, pairs, views[way])
         for way in WAYS
-        for tower in victims_towers()
+        for tower in TOWERS
     ]
     return [_with_tokens(victims, each, chosen, pairs, views[each.way]) for each in found]
-
-
-def victims_towers() -> tuple[Tower, ...]:
-    """Return the towers of a pair."""
-    return ("image", "text")
 
 
 def _views(
@@ -281,14 +276,13 @@ def secure_sum(changes: Sequence[Numbers], norm: float) -> tuple[Numbers, Number
 
 
 def _answer(site: SiteSum, stage: Stage, question: bytes, vector: NDArray[np.uint32]) -> bytes:
-    answers: Mapping[Stage, Any] = {
-        Stage.ADVERTISE: lambda: site.advertise(),
-        Stage.SHARE: lambda: site.share(question),
-        Stage.MASK: lambda: site.mask(question, vector.copy()),
-        Stage.AGREE: lambda: site.agree(question),
-        Stage.REVEAL: lambda: site.reveal(question),
-    }
-    return bytes(answers[stage]())
+    if stage is Stage.ADVERTISE:
+        return site.advertise()
+    if stage is Stage.MASK:
+        return site.mask(question, vector.copy())
+    if stage is Stage.SHARE:
+        return site.share(question)
+    return site.agree(question) if stage is Stage.AGREE else site.reveal(question)
 
 
 def _pooled(
@@ -343,9 +337,7 @@ def _with_tokens(
             right += read_token(basis, inputs[place]) == token
             guessed += usual.get(place) == token
         count += len(tokens)
-    return Exposure(
-        **{**vars(exposure), "tokens": right / count, "guessed": guessed / count}  # type: ignore[arg-type]
-    )
+    return replace(exposure, tokens=right / count, guessed=guessed / count)
 
 
 def _usual(reports: Sequence[Sequence[int]]) -> dict[int, int]:

@@ -99,7 +99,7 @@ def audit_steps(  # noqa: PLR0913 - all that decides an audit
     canaries: int = CANARIES,
     confidence: float = CONFIDENCE,
     draw: Draw = operating_system,
-    progress: Progress = lambda done, of: None,
+    progress: Progress | None = None,
 ) -> list[Trial]:
     """Return what some steps show, at the claim's delta and at one that the auditor chose.
 
@@ -127,7 +127,8 @@ def audit_steps(  # noqa: PLR0913 - all that decides an audit
     scores = np.zeros(canaries)
     for number, total in enumerate(noised_sums(gradients, patients, steps, count, draw)):
         scores += _evidence(total[places] / steps.clip, steps)
-        progress(number + 1, count)
+        if progress is not None:
+            progress(number + 1, count)
     half = 1 - (1 - confidence) / 2
     spend = Spend(sampling=steps.rate, noise=steps.noise, steps=count, entries=entries)
     return [
