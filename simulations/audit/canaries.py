@@ -72,9 +72,7 @@ def draw_pairs(count: int, seed: int, encoder: DualEncoder, *, apart: bool = Fal
     """
     rng = np.random.default_rng(seed)
     rates = {name: min(0.5, _FREQUENT * rate) for name, rate in BASE_RATES.items()}
-    studies = [
-        draw_studies(1, rates, rng, prefix=f"canary-{number}")[0] for number in range(count)
-    ]
+    studies = [draw_studies(1, rates, rng, prefix=f"canary-{number}")[0] for number in range(count)]
     films = render_all(studies, Scanner(), [seed, 1])
     pixels = np.stack([encoder.to_pixels(Image.fromarray(film)) for film in films])
     texts = [write_report(study.findings, _STYLE, rng).text for study in studies]

@@ -5,15 +5,16 @@ is sent is made of many. The attacker knows the base, the adapter that the sites
 inputs have in common. What is recovered, see ``simulations.audit.inversion``: the input of the last
 layer's MLP in each tower, and the tokens of the report.
 
-The same gradients are attacked on three ways out: alone; in the sum that the real protocol of
-secure aggregation lets the coordinator see, with two other sites of ordinary batches, and in the
-masked message itself; and after one clipped and noised step, with nobody else in it.
+The same gradients are attacked on their ways out: alone; in the sum that the real protocol of
+secure aggregation lets the coordinator see, with two other sites of ordinary batches (weighed as
+the job does, and all alike), and in the masked message itself; and after one clipped and noised
+step, with nobody else in it.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from client.data.records import SiteData
 from client.private_training import PatientGradients, PatientSteps, noised_sums, patients_of
 from client.proxy import ProxySet
 from client.training import SiteTask
+from server.weights import integer_weights
 from shared.adapter import TOWERS, SharedAdapter, Tower, factor_name
 from shared.config import JobConfig
 from shared.errors import InputError
@@ -45,9 +47,9 @@ from simulations.audit.inversion import (
     read_token,
     spanned,
 )
+from simulations.audit.results import Way
 
-Way = Literal["alone", "masked", "sum-of-three", "noised"]
-WAYS: tuple[Way, ...] = ("alone", "masked", "sum-of-three", "noised")
+WAYS: tuple[Way, ...] = ("alone", "masked", "sum-of-three", "sum-of-equals", "noised")
 
 OTHERS = 2
 """Further sites in the secure sum."""
@@ -195,9 +197,7 @@ def exposures(
     chosen = rng.permutation(pairs)[:records]
     views = _views(victims, job, steps, chosen, rng)
     found = [
-        _pooled(victims, tower, way, chosen, pairs, views[way])
-        for way in WAYS
-        for tower in TOWERS
+        _pooled(victims, tower, way, chosen, pairs, views[way]) for way in WAYS for tower in TOWERS
     ]
     return [_with_tokens(victims, each, chosen, pairs, views[each.way]) for each in found]
 
@@ -222,25 +222,39 @@ def _views(
             np.mean(victims.of([victims.alone(int(each)) for each in batch]), axis=0)
             for batch in batches
         ]
-        masked, total = secure_sum([mine, *others], norm)
+        weights = _weights([1, *(len(batch) for batch in batches)], job)
+        masked, total = secure_sum([mine, *others], weights, norm)
+        _, equal = secure_sum([mine, *others], [1] * len(weights), norm)
         noised = next(noised_sums(victims.gradients, [victims.alone(int(row))], steps, 1))
-        for way, view in zip(WAYS, (mine, masked, total, noised), strict=True):
+        for way, view in zip(WAYS, (mine, masked, total, equal, noised), strict=True):
             views[way].append(view)
     return views
 
 
-def secure_sum(changes: Sequence[Numbers], norm: float) -> tuple[Numbers, Numbers]:
+def _weights(records: Sequence[int], job: JobConfig) -> list[int]:
+    """Return what sites with so many records weigh in a round of the job."""
+    rule = job.aggregate
+    counts = {str(number): count for number, count in enumerate(records)}
+    weights = integer_weights(counts, rule.weighting, rule.max_weight)
+    return [weights[str(number)] for number in range(len(records))]
+
+
+def secure_sum(
+    changes: Sequence[Numbers], weights: Sequence[int], norm: float
+) -> tuple[Numbers, Numbers]:
     """Carry out a secure sum and return what the coordinator sees.
 
     Args:
         changes: Of every site, (d,); clipped here as sites clip.
+        weights: Of every site.
         norm: The L2 norm that they are clipped to.
 
     Returns:
-        The first site's masked message, read as if it were a change; and the mean of all.
+        The first site's masked message, read as if it were a change; and the weighted mean.
     """
+    whole = sum(weights)
     keys = {f"site-{number}": SigningKey.new() for number in range(len(changes))}
-    scale = choose_scale(len(changes), norm, len(changes))
+    scale = choose_scale(whole, norm, len(changes))
     session = Session(
         consortium="audit",
         run="audit",
@@ -253,14 +267,14 @@ def secure_sum(changes: Sequence[Numbers], norm: float) -> tuple[Numbers, Number
         entries=len(changes[0]),
         scale=scale,
         clip_norm=norm,
-        total_weight=len(changes),
+        total_weight=whole,
         threshold=least_threshold(len(changes)),
         participants=tuple(Participant(name=n, key=key.public) for n, key in keys.items()),
     )
     vectors = {}
-    for name, change in zip(keys, changes, strict=True):
+    for name, change, weight in zip(keys, changes, weights, strict=True):
         clipped, _ = clip({_VECTOR: change.astype(np.float32)}, norm)
-        vectors[name] = encode(clipped, lambda _: 1, scale).numbers(np.uint32).copy()
+        vectors[name] = encode(clipped, lambda _, w=weight: w, scale).numbers(np.uint32).copy()
     sites = {name: SiteSum(session, name, key) for name, key in keys.items()}
     server, questions, masked = CoordinatorSum(session), dict.fromkeys(keys, b""), b""
     while server.stage is not Stage.OVER:
@@ -271,8 +285,8 @@ def secure_sum(changes: Sequence[Numbers], norm: float) -> tuple[Numbers, Number
             server.take(name, answer)
         questions = server.close()
     own = Masked.decode(masked, session).vector
-    total = decode(server.result().total, len(changes), scale)
-    return decode(own, 1, scale).astype(np.float64), total.astype(np.float64)
+    total = decode(server.result().total, whole, scale)
+    return decode(own, weights[0], scale).astype(np.float64), total.astype(np.float64)
 
 
 def _answer(site: SiteSum, stage: Stage, question: bytes, vector: NDArray[np.uint32]) -> bytes:
