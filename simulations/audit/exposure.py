@@ -213,15 +213,13 @@ def _views(
     views: dict[Way, list[Numbers]] = {way: [] for way in WAYS}
     norm = job.aggregate.clip_norm
     alone = victims.of([victims.alone(int(row)) for row in chosen])
+    # The other sites are the same for all, and have none of those that are attacked.
     everyone = np.array(sorted(int(row) for batch in victims.patients for row in batch.pairs))
-    size = min(job.train.batch_size, max(1, len(everyone) // OTHERS))
+    rest = rng.permutation(np.setdiff1d(everyone, chosen))
+    size = max(1, min(job.train.batch_size, len(rest) // OTHERS))
+    batches = [rest[number * size : (number + 1) * size] for number in range(OTHERS)]
+    others = [_mean_gradient(victims, batch) for batch in batches]
     for row, mine in zip(chosen, alone, strict=True):
-        rest = rng.permutation(everyone[everyone != row])
-        batches = [rest[number * size : (number + 1) * size] for number in range(OTHERS)]
-        others = [
-            np.mean(victims.of([victims.alone(int(each)) for each in batch]), axis=0)
-            for batch in batches
-        ]
         weights = _weights([1, *(len(batch) for batch in batches)], job)
         masked, total = secure_sum([mine, *others], weights, norm)
         _, equal = secure_sum([mine, *others], [1] * len(weights), norm)
@@ -231,10 +229,16 @@ def _views(
     return views
 
 
+def _mean_gradient(victims: Victims, rows: NDArray[np.intp]) -> Numbers:
+    found = victims.of([victims.alone(int(row)) for row in rows])
+    return np.asarray(np.mean(found, axis=0) if found else np.zeros(len(victims.gradients.values)))
+
+
 def _weights(records: Sequence[int], job: JobConfig) -> list[int]:
     """Return what sites with so many records weigh in a round of the job."""
     rule = job.aggregate
     counts = {str(number): count for number, count in enumerate(records)}
+    counts = {site: max(1, count) for site, count in counts.items()}
     weights = integer_weights(counts, rule.weighting, rule.max_weight)
     return [weights[str(number)] for number in range(len(records))]
 

@@ -184,10 +184,10 @@ def test_the_report_shows_what_was_found_and_what_was_not_run():
 
 
 def test_the_table_goes_between_the_markers_only():
-    page = f"before\n{BEGIN}\nold\n{END}\nafter"
+    page = f"before\n{BEGIN}\nearlier\n{END}\nafter"
     new = put_between(page, markdown(report(), "consilia audit runs/x"))
     assert new.startswith(f"before\n{BEGIN}\n\n```console\n$ consilia audit runs/x")
     assert new.endswith(f"{END}\nafter")
-    assert "old" not in new
+    assert "earlier" not in new
     with pytest.raises(ConfigError, match="two lines"):
         put_between("nothing", "x")
