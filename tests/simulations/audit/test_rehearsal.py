@@ -14,24 +14,39 @@ def auc_by_score(found):
     return {each.score: each.auc for each in found}
 
 
+ALONE = {"sites": ["a"]}
+"""The site with the canaries trains alone: nobody's mean thins out what it memorised."""
+
+
 def test_without_protection_members_are_told_from_others(stage_of, make_job, planted_of, quiet):
-    job = make_job()
+    job = make_job(data=ALONE)
     stage = stage_of(job)
     found, whole = infer(stage, planted_of(160, stage.encoder), "as the job says", job, quiet)
-    assert min(auc_by_score(found).values()) > 0.7
-    assert all(each.low > 0.5 for each in found)
+    assert min(auc_by_score(found).values()) > 0.9
+    assert all(each.hits > 0.2 for each in found)
     assert not whole.spends
 
 
-def test_with_epsilon_8_they_are_not(stage_of, make_job, planted_of, quiet):
-    job = make_job(epsilon=8.0)
+@pytest.mark.slow
+def test_and_so_they_are_in_the_mean_of_three(stage_of, make_job, planted_of, quiet):
+    job = make_job(train={"steps": 80})
+    stage = stage_of(job)
+    found, _ = infer(stage, planted_of(160, stage.encoder), "as the job says", job, quiet)
+    assert min(auc_by_score(found).values()) > 0.7
+
+
+@pytest.mark.parametrize(
+    "sites", [ALONE, pytest.param({"sites": []}, marks=pytest.mark.slow)], ids=["alone", "mean"]
+)
+def test_with_epsilon_8_they_are_not(stage_of, make_job, planted_of, quiet, sites):
+    job = make_job(epsilon=8.0, data=sites)
     stage = stage_of(job)
     # Many of them, so that the AUC of an attack that finds nothing is near 0.5.
     planted = planted_of(1600, stage.encoder)
     found, whole = infer(stage, planted, "as the job says", stage.job, quiet)
     assert max(auc_by_score(found).values()) < 0.55
     assert sum(spend.steps for spend in whole.spends) == 36
-    assert all(each.hits < 0.03 for each in found)
+    assert all(each.hits < 0.04 for each in found)
 
 
 def test_the_same_job_without_privacy_is_a_job(make_job):
