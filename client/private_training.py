@@ -50,7 +50,7 @@ of the norm."""
 _VECTOR = "trained"
 
 Patient = TypeVar("Patient")
-_Patient = TypeVar("_Patient", contravariant=True)
+_Patient_contra = TypeVar("_Patient_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -207,13 +207,13 @@ class PatientGradients:
         return torch.cat([found[:, each] for each in self._columns], 1).cpu().numpy()
 
 
-class Gradients(Protocol[_Patient]):
+class Gradients(Protocol[_Patient_contra]):
     """Gradients of single patients, whatever a patient is told by; ``PatientGradients`` is it."""
 
     values: Tensor
     """(d,) what the gradients are of."""
 
-    def of(self, patients: Sequence[_Patient]) -> Iterator[NDArray[np.float32]]:
+    def of(self, patients: Sequence[_Patient_contra]) -> Iterator[NDArray[np.float32]]:
         """Yield the gradient of every patient, (d,)."""
         ...
 

@@ -68,6 +68,7 @@ class Exposure:
         cosine: Mean over records, of the recovered and the true input about the mean input.
         low: Lower end of its 95 % interval over records.
         high: Upper end.
+        largest: Of the record that was recovered best.
         tokens: Share of the reports' tokens that were read; ``None`` for pictures.
         guessed: The share by saying at every position what most reports have there.
         records: How many were attacked, one at a time.
@@ -78,6 +79,7 @@ class Exposure:
     cosine: float
     low: float
     high: float
+    largest: float
     tokens: float | None
     guessed: float | None
     records: int
@@ -327,8 +329,8 @@ def _pooled(
         ]
     )
     wide = 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0
-    mean = float(found.mean())
-    return Exposure(way, tower, mean, mean - wide, mean + wide, None, None, len(found))
+    mean, largest = float(found.mean()), float(found.max())
+    return Exposure(way, tower, mean, mean - wide, mean + wide, largest, None, None, len(found))
 
 
 def _with_tokens(

@@ -86,6 +86,7 @@ class InversionFound(_Frozen):
     cosine: float
     low: float
     high: float
+    largest: float
     tokens: Share | None
     guessed: Share | None
     records: int

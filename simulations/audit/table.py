@@ -61,7 +61,8 @@ def _inversion(found: InversionFound) -> Iterator[tuple[str, str, str, str]]:
     yield (
         f"inversion, {found.tower} features",
         where,
-        f"cosine {found.cosine:.3f} ({found.low:.3f} to {found.high:.3f})",
+        f"cosine {found.cosine:.3f} ({found.low:.3f} to {found.high:.3f}), at most "
+        f"{found.largest:.3f} of {found.records} records",
         "0",
     )
     if found.tokens is not None and found.guessed is not None:
