@@ -40,8 +40,8 @@ def bound(value=1.0, what="the run", claimed=8.0):
 
 def inversion(cosine=0.0, way="noised"):
     return InversionFound(
-        way=way, tower="text", cosine=cosine, low=cosine - 0.05, high=cosine + 0.05, largest=cosine + 0.2,
-        tokens=0.1, guessed=0.2, records=16,
+        way=way, tower="text", cosine=cosine, low=cosine - 0.05, high=cosine + 0.05,
+        largest=cosine + 0.2, tokens=0.1, guessed=0.2, records=16,
     )  # fmt: skip
 
 
