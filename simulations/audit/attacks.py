@@ -221,7 +221,8 @@ def _bounds(stage: Stage, whole: Rehearsed, extent: Extent, console: Console) ->
     task = SiteTask(data, whole.shared, ("A", "B"), 0, 1)
     shift = (0, np.random.default_rng(0))
     gradients = PatientGradients(stage.encoder, train, bank, task, 32, shift)
-    delta, found = stage.job.privacy.delta, []
+    delta = stage.job.privacy.delta
+    found: list[BoundFound] = []
     try:
         site = Site(gradients, patients_of(train))
         for what, each, number in (("the run", steps, count), ("one step", one_step(steps), 1)):

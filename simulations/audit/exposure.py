@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client.bank import open_bank
 from client.batches import Batch, prepare
@@ -157,7 +158,8 @@ class Victims:
     @torch.no_grad()
     def pooled_inputs(self, tower: Tower, rows: NDArray[np.intp]) -> Numbers:
         """Return the inputs of the last layer's MLP at the pooled position, (rows, n)."""
-        encoder, seen = self._encoder, []
+        encoder = self._encoder
+        seen: list[Tensor] = []
         self.gradients.close()  # the same function, merged
         encoder.use(AdapterView(self._start))
         module = encoder.model.get_submodule(self.module(tower, -1, "mlp.fc1"))
