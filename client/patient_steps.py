@@ -7,6 +7,7 @@ draw of its own. Numbers that sums are divided by follow from the number of pati
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from shared.config import PrivacyConfig
 from shared.privacy.mechanism import drawn_groups, poisson_sample
 from shared.privacy.noise import Draw, operating_system
 from shared.privacy.objections import GROUP_SENSITIVITY
+
+Patient = TypeVar("Patient")
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,19 @@ def entries_of(layout: AdapterLayout, factors: Sequence[Factor], towers: Sequenc
 
 
 def units_of_a_step(
-    patients: Sequence[Batch], steps: PatientSteps, draw: Draw = operating_system
-) -> list[Batch]:
-    """Draw the patients of a step; return their records, by patient or by group."""
+    patients: Sequence[Patient], steps: PatientSteps, draw: Draw = operating_system
+) -> list[Patient]:
+    """Draw the patients of a step; return their records, by patient or by group.
+
+    Only records can be grouped; audits, whose patients are gradients, have no groups.
+    """
     drawn = [patients[number] for number in poisson_sample(len(patients), steps.rate, draw)]
     if not steps.groups:
         return drawn
     groups = drawn_groups(len(drawn), steps.groups, draw)
-    return [merged([drawn[number] for number in group]) for group in groups]
+    records = cast("list[Batch]", drawn)
+    units = [merged([records[number] for number in group]) for group in groups]
+    return cast("list[Patient]", units)
 
 
 def merged(batches: Sequence[Batch]) -> Batch:

@@ -18,6 +18,7 @@ trained anew is another one.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +54,9 @@ The noise is for a norm that is longer by so much: a thousand patients of whom e
 of the norm."""
 
 _VECTOR = "trained"
+
+Patient = TypeVar("Patient")
+_Patient_contra = TypeVar("_Patient_contra", contravariant=True)
 
 
 def train_privately(
@@ -178,8 +182,19 @@ class PatientGradients:
         return torch.cat([found[:, each] for each in self._columns], 1).cpu().numpy()
 
 
+class Gradients(Protocol[_Patient_contra]):
+    """Gradients of single patients, whatever a patient is told by; ``PatientGradients`` is it."""
+
+    values: Tensor
+    """(d,) what the gradients are of."""
+
+    def of(self, patients: Sequence[_Patient_contra]) -> Iterator[NDArray[np.float32]]:
+        """Yield the gradient of every patient, (d,)."""
+        ...
+
+
 def patient_sum(
-    gradients: PatientGradients, patients: Sequence[Batch], norm: float
+    gradients: Gradients[Patient], patients: Sequence[Patient], norm: float
 ) -> NDArray[np.float64]:
     """Return the sum of some patients' gradients, each cut to a norm, (d,); it must not leave.
 
@@ -192,6 +207,33 @@ def patient_sum(
     return total
 
 
+def noised_sums(
+    gradients: Gradients[Patient],
+    patients: Sequence[Patient],
+    steps: PatientSteps,
+    count: int,
+    draw: Draw = operating_system,
+) -> Iterator[NDArray[np.float64]]:
+    """Yield what may be known of each step, (d,): the noised sum of those who are drawn.
+
+    All that a round releases is made of these sums, and audits attack them.
+
+    Args:
+        gradients: Of every patient, at the values of the moment.
+        patients: All of them.
+        steps: Clipping, noise and sampling.
+        count: How many steps; each is taken, whoever is drawn: nobody at all is a step of noise.
+        draw: Where random bytes come from.
+    """
+    grid = None
+    if steps.noise:
+        sensitivity = steps.sensitivity * steps.clip * IN_SINGLE_PRECISION
+        grid = local_grid(len(gradients.values), sensitivity, steps.noise)
+    for _ in range(count):
+        total = patient_sum(gradients, units_of_a_step(patients, steps, draw), steps.clip)
+        yield total if grid is None else noised(total, grid, draw)
+
+
 def _descend(
     gradients: PatientGradients,
     patients: Sequence[Batch],
@@ -200,19 +242,11 @@ def _descend(
     steps: PatientSteps,
     draw: Draw,
 ) -> None:
-    """Take the round's steps, all of them, whoever is drawn: nobody at all is a step of noise."""
+    """Take the round's steps, all of them."""
     config, count = job.train, int(job.train.steps or 0)
     schedule = schedule_of(config, total=job.rounds * count, before=(task.round - 1) * count)
     optimizer = FactorOptimizer(gradients.values, schedule, job)
-    entries = len(gradients.values)
-    grid = None
-    if steps.noise:
-        sensitivity = steps.sensitivity * steps.clip * IN_SINGLE_PRECISION
-        grid = local_grid(entries, sensitivity, steps.noise)
-    for step in range(count):
-        total = patient_sum(gradients, units_of_a_step(patients, steps, draw), steps.clip)
-        if grid is not None:
-            total = noised(total, grid, draw)
+    for step, total in enumerate(noised_sums(gradients, patients, steps, count, draw)):
         optimizer.step(step, total / steps.expected)
         step_done(step + 1, count)
 

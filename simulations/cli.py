@@ -269,11 +269,88 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="A whole Hugging Face folder, not only the adapter.")
     ] = False,
+    despite_audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Export although the audit failed; the reason is recorded in export and run.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a run's adapter as a PEFT folder, or merged into its base."""
+    """Write a run's adapter as a PEFT folder, or merged into its base.
+
+    An adapter whose audit failed (consilia audit) is not exported, unless a reason is given with
+    --despite-audit.
+    """
     from simulations.export import export_run
 
-    export_run(run, to, site=site, merged=merged, console=_out())
+    export_run(run, to, site=site, merged=merged, console=_out(), despite_audit=despite_audit)
+
+
+@app.command()
+def audit(
+    subject: Annotated[
+        Path, typer.Argument(metavar="RUN|JOB.toml", help="A run's folder, or a job file.")
+    ],
+    site: Annotated[
+        str | None, typer.Option(help="Which site gets the canaries; that with the most pairs.")
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(min=20, help="Phantom patients planted; half train, half do not.")
+    ] = 200,
+    gradients: Annotated[
+        int, typer.Option(min=100, help="Canaries in the sums, for the bound on epsilon.")
+    ] = 1000,
+    records: Annotated[
+        int, typer.Option(min=2, help="Single records whose updates are inverted.")
+    ] = 16,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999999, help="Of the bound on epsilon.")
+    ] = 0.999,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of a job file."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder that holds audits of jobs.")] = Path("runs"),
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE.md", help="Also put the table between a page's audit markers."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack what a job trains: membership, a lower bound on epsilon, gradient inversion.
+
+    The job is rehearsed in a folder that is removed, with phantom patients among one site's
+    records; the run itself is not touched. Each attack is also made on the same thing without
+    protection, so that its power is visible. Of a deployed run the job is rehearsed on synthetic
+    sites.
+
+    What is found is written to audit.json beside the run (of a job: in a new folder), into the
+    run's privacy statements and its report. consilia export refuses a run whose audit failed.
+
+    Exit codes: 0 passed, or nothing is claimed; 1 failed; 2 bad input.
+
+    Example: consilia audit runs/default-1
+    """
+    from simulations.startup import loading
+
+    with loading():
+        from simulations.audit.command import Wishes, audit_command
+
+    wishes = Wishes(
+        subject=subject,
+        site=site,
+        canaries=canaries,
+        gradients=gradients,
+        records=records,
+        confidence=confidence,
+        overrides=_settings(setting),
+        out=out,
+        write=write,
+        command=shlex.join(["consilia", *sys.argv[1:]]),
+        as_json=as_json,
+    )
+    raise typer.Exit(audit_command(wishes))
 
 
 @data_app.command("check")

@@ -11,11 +11,20 @@ from shared.adapter import SharedAdapter
 from shared.errors import ConfigError, InputError, RunDirectoryError
 from shared.model.export import save_merged, save_peft
 from shared.model.view import AdapterView
+from simulations.audit.gate import pass_gate
 from simulations.histories import history_url
 from simulations.machine import encoder_for, settle
 
 
-def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: Console) -> None:
+def export_run(
+    run: Path,
+    to: Path,
+    *,
+    site: str | None,
+    merged: bool,
+    console: Console,
+    despite_audit: str | None = None,
+) -> None:
     """Write the adapter of a run's last committed round.
 
     Args:
@@ -24,8 +33,11 @@ def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: 
         site: Add this site's personal adapter, mixed as the site uses it.
         merged: A whole Hugging Face folder instead of an adapter.
         console: Told what was written and how to open it.
+        despite_audit: Why it is exported although its audit failed; recorded in the export and
+            the run.
 
     Raises:
+        RefusedError: ``audit-failed`` without such a reason.
         InputError: If there is nothing to export, or the folder is in use.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -43,12 +55,16 @@ def export_run(run: Path, to: Path, *, site: str | None, merged: bool, console: 
         job = store.job if site is None else store.job.at(site)
         encoder = encoder_for(job, settle(job))
     view = AdapterView(shared) if site is None else _personal(run, site, shared)
+    claims = job.privacy.differential_privacy
+    found, record = pass_gate(run, shared.sha256(), claims=claims, to=to, override=despite_audit)
+    if found.remark:
+        console.print(found.remark, highlight=False)
     if merged:
-        save_merged(to, encoder, view)
+        save_merged(to, encoder, view, record)
         console.print(f"Wrote a Hugging Face checkpoint to {to}", highlight=False)
         console.print(f'Open it: transformers.AutoModel.from_pretrained("{to}")', highlight=False)
         return
-    report = save_peft(to, encoder, view)
+    report = save_peft(to, encoder, view, record=record)
     console.print(
         f"Wrote a LoRA adapter of rank {report.rank} to {to}; what was cut is "
         f"{100 * report.relative_error:.3f} % of it",

@@ -7,6 +7,7 @@ what was asked for; what the cut loses is measured and reported.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def save_peft(
     encoder: DualEncoder,
     view: AdapterView,
     energy: float | None = ENERGY,
+    record: Mapping[str, object] | None = None,
 ) -> ExportReport:
     """Write a folder that ``peft.PeftModel.from_pretrained(base, folder)`` opens.
 
@@ -60,6 +62,7 @@ def save_peft(
         view: The function to export: shared, or shared plus the personal adapter.
         energy: Least share of every layer's squared norm to keep; ``None`` cuts nothing but
             what is zero.
+        record: What else ``consilia.json`` is to say.
 
     Returns:
         Rank and truncation loss; also written to ``consilia.json`` in the folder.
@@ -81,20 +84,26 @@ def save_peft(
         base_model_name_or_path=encoder.base_name,
         inference_mode=True,
     )
-    note = {"base_sha256": encoder.base_sha256, **vars(report)}
+    note = {"base_sha256": encoder.base_sha256, **vars(report), **(record or {})}
     with replace_folder(folder) as new:
         config.save_pretrained(str(new))
         _sort_targets(new / "adapter_config.json")
         path = new / "adapter_model.safetensors"
         path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-        (new / "consilia.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        _write_note(new, note)
     return report
 
 
-def save_merged(folder: Path, encoder: DualEncoder, view: AdapterView) -> None:
+def save_merged(
+    folder: Path,
+    encoder: DualEncoder,
+    view: AdapterView,
+    record: Mapping[str, object] | None = None,
+) -> None:
     """Write a Hugging Face checkpoint whose weights contain the adapter; nothing is cut.
 
-    Tokenizer and image processor come along, so that the folder is complete.
+    Tokenizer and image processor come along, so that the folder is complete, and
+    ``consilia.json``, which says of which base it is, and what ``record`` says.
 
     Raises:
         StorageError: If the folder cannot be written.
@@ -112,6 +121,11 @@ def save_merged(folder: Path, encoder: DualEncoder, view: AdapterView) -> None:
     with replace_folder(folder) as new:
         merged.save_pretrained(new)
         encoder.save_preprocessing(new)
+        _write_note(new, {"base_sha256": encoder.base_sha256, **(record or {})})
+
+
+def _write_note(folder: Path, note: Mapping[str, object]) -> None:
+    (folder / "consilia.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
 def _sort_targets(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run report: one HTML file from ``results.json`` and ``manifest.json``, nothing else."""
+"""The run report: one HTML file from ``results.json``, ``manifest.json`` and ``audit.json``."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from shared.errors import RunDirectoryError
 from shared.files import write_atomic
 from shared.page.assets import FOLDER
 from shared.results import SCHEMA_VERSION, Results
+from simulations.audit.results import AuditReport, read_audit
 from simulations.report.context import Room, context
 from simulations.report.disclosure import released
 
@@ -33,19 +34,26 @@ def _environment() -> Environment:
     )
 
 
-def render(results: Results, manifest: Mapping[str, object], *, digest: str = "") -> str:
+def render(
+    results: Results,
+    manifest: Mapping[str, object],
+    *,
+    digest: str = "",
+    audit: AuditReport | None = None,
+) -> str:
     """Return the page; the same input gives the same bytes.
 
     Args:
         results: The measured run.
         manifest: Versions, hashes and seeds, for the record section.
         digest: sha256 of ``results.json``, for the footer.
+        audit: Of the run, if there was one.
     """
     shown = released(results)
     template = _environment().get_template("report.html.j2")
     page = ""
     for room in ROOMS:
-        page = template.render(context(shown, manifest, room, digest))
+        page = template.render(context(shown, manifest, room, digest, audit))
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
@@ -61,7 +69,8 @@ def write_report(run_dir: Path) -> Path:
     results, digest = _load_results(run_dir / "results.json")
     manifest_path = run_dir / "manifest.json"
     manifest = _load_json(manifest_path) if manifest_path.exists() else {}
-    page, path = render(results, manifest, digest=digest), run_dir / "report.html"
+    page = render(results, manifest, digest=digest, audit=read_audit(run_dir))
+    path = run_dir / "report.html"
     write_atomic(path, page.encode())
     return path
 

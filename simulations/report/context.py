@@ -7,6 +7,7 @@ from shared.page import assets, marks
 from shared.page.markup import trusted
 from shared.page.numbers import day, duration, moment, plural, power, short, true_minus
 from shared.results import Metric, Results, SiteResult
+from simulations.audit.results import AuditReport
 from simulations.report import figures, flow, panels, participation, privacy, readings, towers
 from simulations.report.answers import answers
 from simulations.report.disclosure import counter, embedded, exact, pictures_allowed
@@ -48,7 +49,11 @@ class Room:
 
 
 def context(
-    results: Results, manifest: Mapping[str, object], room: Room, digest: str
+    results: Results,
+    manifest: Mapping[str, object],
+    room: Room,
+    digest: str,
+    audit: AuditReport | None = None,
 ) -> dict[str, object]:
     """Return the template's context; ``results`` must be released already."""
     return {
@@ -68,6 +73,7 @@ def context(
         "site_claims": [privacy.site_claim(results, name) for name in figures.heads(results)],
         "statements": privacy.statements(results),
         "about_sums": privacy.about_sums(results),
+        "audit": privacy.audited(audit),
         **_head(results),
         **_results_section(results),
         **_part_section(results),

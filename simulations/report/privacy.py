@@ -4,6 +4,8 @@ import math
 
 from shared.page.numbers import number
 from shared.results import Results
+from simulations.audit.results import AuditReport
+from simulations.audit.table import rows
 
 CLAIM = "No differential privacy: no claim"
 
@@ -66,6 +68,27 @@ def about_sums(results: Results) -> str:
         "changes, weights and losses, and no site’s own. What the sum itself tells is not hidden, "
         "and after the rounds every site told its own evaluation."
     )
+
+
+def audited(audit: AuditReport | None) -> list[tuple[str, list[str]]]:
+    """Return the lines of the attack rehearsal: what was tried, and what came of it."""
+    if audit is None:
+        return [
+            ("Membership test", ["not run"]),
+            ("Planted pairs", ["not run"]),
+            ("Lower bound on \u03b5", ["not measured: no attack was rehearsed"]),
+        ]
+    # An attack may have been made on several things, each a line of its own.
+    found: dict[str, list[str]] = {"Outcome": [audit.status, *audit.failures]}
+    pairs = sum(each.members + each.others for each in audit.membership[:1])
+    found["Planted pairs"] = [f"{pairs} phantom patients at one site, half of them trained on"]
+    for attack, where, what, _ in rows(audit):
+        name = attack[:1].upper() + attack[1:]
+        found.setdefault(name, []).append(f"{where}: {what.replace('**', '')}")
+    found |= {"Not run": list(audit.not_run)} if audit.not_run else {}
+    if not audit.bounds:
+        found["Lower bound on \u03b5"] = ["not measured: nothing is claimed"]
+    return list(found.items())
 
 
 def rounded_up(epsilon: float) -> str:

@@ -26,7 +26,15 @@ def test_help_answers_in_well_under_a_second_of_work():
 
 
 def test_every_command_explains_itself():
-    for command in (["simulate"], ["compare"], ["report"], ["runs"], ["export"], ["data", "check"]):
+    for command in (
+        ["simulate"],
+        ["compare"],
+        ["report"],
+        ["runs"],
+        ["export"],
+        ["audit"],
+        ["data", "check"],
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "simulations.cli", *command, "--help"],
             capture_output=True,

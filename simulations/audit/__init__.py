@@ -1,0 +1,1 @@
+"""Attacks on what a run trained, and what follows from them; one file per attack."""
