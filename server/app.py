@@ -140,7 +140,7 @@ def run_job(  # noqa: PLR0913, PLR0917 - everything that a run consists of
         sleep=grid.wait if isinstance(grid, WakingGrid) else time.sleep,
     )
     outcome = engine.run()
-    store.add_facts({"privacy": statements(job, outcome)})
+    store.tell_privacy(statements(job, outcome))
     return outcome
 
 

@@ -156,13 +156,16 @@ class RunStore:
             raise
         return cls(path, job or own, manifest, held)
 
-    def add_facts(self, facts: Mapping[str, Any]) -> None:
-        """Add entries to ``manifest.json``; those that it began with keep what they say.
+    def tell_privacy(self, statements: Mapping[str, Any]) -> None:
+        """Write into ``manifest.json`` what the run may claim, in place of an earlier statement.
+
+        Args:
+            statements: As JSON's own types, by site.
 
         Raises:
             StorageError: If it cannot be written.
         """
-        self.manifest = {**facts, **self.manifest}
+        self.manifest = {**self.manifest, "privacy": dict(statements)}
         files.write_atomic(self.path / "manifest.json", to_json(self.manifest))
 
     def close(self) -> None:

@@ -11,12 +11,8 @@ from rich.console import Console
 from client.bank import open_bank
 from client.batches import prepare
 from client.encoding import encode_all
-from client.private_training import (
-    PatientGradients,
-    PatientSteps,
-    expected_in_a_step,
-    patients_of,
-)
+from client.patient_steps import PatientSteps, expected_in_a_step, patients_of
+from client.private_training import PatientGradients
 from client.proxy import ProxySet
 from client.training import SiteTask
 from shared.adapter import SharedAdapter, factor_of

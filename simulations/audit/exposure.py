@@ -14,6 +14,7 @@ step, with nobody else in it.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from torch import Tensor
 from client.bank import open_bank
 from client.batches import Batch, prepare
 from client.data.records import SiteData
-from client.private_training import PatientGradients, PatientSteps, noised_sums, patients_of
+from client.patient_steps import PatientSteps, patients_of
+from client.private_training import PatientGradients, noised_sums
 from client.proxy import ProxySet
 from client.training import SiteTask
 from server.weights import integer_weights
@@ -282,7 +284,7 @@ def secure_sum(
     vectors = {}
     for name, change, weight in zip(keys, changes, weights, strict=True):
         clipped, _ = clip({_VECTOR: change.astype(np.float32)}, norm)
-        vectors[name] = encode(clipped, lambda _, w=weight: w, scale).numbers(np.uint32).copy()
+        vectors[name] = encode(clipped, partial(_alike, weight), scale).numbers(np.uint32).copy()
     sites = {name: SiteSum(session, name, key) for name, key in keys.items()}
     server, questions, masked = CoordinatorSum(session), dict.fromkeys(keys, b""), b""
     while server.stage is not Stage.OVER:
@@ -295,6 +297,11 @@ def secure_sum(
     own = Masked.decode(masked, session).vector
     total = decode(server.result().total, whole, scale)
     return decode(own, weights[0], scale).astype(np.float64), total.astype(np.float64)
+
+
+def _alike(weight: int, _factor: str) -> int:
+    """Return the same weight for every factor."""
+    return weight
 
 
 def _answer(site: SiteSum, stage: Stage, question: bytes, vector: NDArray[np.uint32]) -> bytes:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.batches import Batch
-from client.private_training import Gradients, PatientSteps, noised_sums
+from client.patient_steps import PatientSteps
+from client.private_training import Gradients, noised_sums
 from shared.privacy.accountant import Spend, epsilon
 from shared.privacy.noise import Draw, operating_system
 from simulations.audit.one_run import CONFIDENCE, OneRunBound, bound_of
@@ -148,7 +149,7 @@ def one_step(steps: PatientSteps) -> PatientSteps:
 
 def _evidence(seen: Numbers, steps: PatientSteps) -> Numbers:
     """Return the log likelihood ratio of a step for each canary being in: present by chance."""
-    drawn = (seen - 0.5) / steps.noise**2
+    drawn: Numbers = (seen - 0.5) / steps.noise**2
     if steps.rate == 1:
         return drawn
     return np.logaddexp(np.log1p(-steps.rate), np.log(steps.rate) + drawn)

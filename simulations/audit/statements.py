@@ -1,22 +1,20 @@
 """What an audit changes in a run: its statements, results and report."""
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from server.checkpoint import RunStore
 from shared.errors import RunDirectoryError
-from shared.files import write_atomic
 from shared.privacy.statement import Statement, claimed, unclaimed
 from shared.results import Results
 from simulations.audit.results import AuditReport
 from simulations.report import write_report
 from simulations.results import write_results
-from simulations.scoring import PRIVACY
 
 
 def tell_run(run: Path, report: AuditReport) -> None:
-    """Write an audit into a run's statements, results and report; nothing without results.
+    """Write an audit into a run's manifest, results and report; nothing without results.
 
     Raises:
         RunDirectoryError: If its results cannot be read.
@@ -33,9 +31,14 @@ def tell_run(run: Path, report: AuditReport) -> None:
         ) from None
     found = {site: audited(each, report) for site, each in results.privacy.items()}
     if found:
-        trees = {site: statement.tree() for site, statement in found.items()}
-        write_atomic(run / PRIVACY, json.dumps(trees, indent=1).encode())
-        write_results(run, results.model_copy(update={"privacy": found}))
+        with RunStore.open(run) as store:
+            told = {site: statement.tree() for site, statement in found.items()}
+            store.tell_privacy({**store.manifest.get("privacy", {}), **told})
+        sites = {
+            name: site.model_copy(update={"privacy": found.get(name)})
+            for name, site in results.sites.items()
+        }
+        write_results(run, results.model_copy(update={"sites": sites}))
     write_report(run)
 
 
