@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/consilia simulate
 
 test: setup setup-browser setup-gateway setup-postgres
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 check: setup
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from server.checkpoint import RunStore
 from server.events import Event, EventLog
 from server.exchange import Exchange
 from server.first_plan import FirstPlans
-from server.flower_post import FlowerPost
+from server.flower_post import FlowerPost, tell
 from server.history import HistoryAwayError, RunHistory
 from server.opened import OpenRound
 from server.outcome import RunOutcome, SiteLog, build_outcome
@@ -107,7 +107,9 @@ class RoundEngine:
         config = self.job.aggregate
         self._rule = self.aggregator or AGGREGATORS[config.rule](config)
         self._events = EventLog(self.store.events_path, self.on_event)
-        post: Post = FlowerPost(self.grid, time_to_live=max(600.0, 2 * config.deadline_seconds))
+        lifetime = max(600.0, 2 * config.deadline_seconds)
+        # Over a network a question that could not be carried is asked again.
+        post: Post = FlowerPost(self.grid, lifetime, tell if self.persistence else None)
         if self.identity is not None:
             post = signed = SignedPost(post, self.identity)
             self.members = Members(self.identity.consortium, signed.key_in_use)

@@ -223,7 +223,7 @@ class Lab:
         for site in self.sites:
             self.start_agent(site)
             self.start_courier(site)
-        log, end = self.folder / "coordinator.log", time.monotonic() + 90
+        log, end = self.folder / "coordinator.log", time.monotonic() + 300
         while "ready" not in log.read_text():
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.2)
@@ -241,7 +241,7 @@ class Lab:
             capture_output=True,
             check=False,
             text=True,
-            timeout=300,
+            timeout=900,  # against a command that hangs; a crowded machine may need minutes
             env={**keep, **self.environment},
         )
         assert done.returncode == 0, done.stderr

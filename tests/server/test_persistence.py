@@ -1,9 +1,10 @@
 """Over a network messages get lost: a site is asked again, and still counts once."""
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
-from fake_federation import FakeSite, Federation, job_of
+from fake_federation import FakeGrid, FakeSite, Federation, job_of
 
 from server.questions import Persistence
 from shared.messages import Reply, decode_request, encode
@@ -44,6 +45,49 @@ def test_what_goes_wrong_with_messages_costs_neither_site_nor_bit(tmp_path, undi
     assert outcome.complete
     assert outcome.shared.sha256() == undisturbed
     assert [cost.contributors for cost in outcome.round_costs] == [4] * 5
+
+
+class OverloadedError(Exception):
+    """What Flower raises when the SuperLink could not keep what it was given."""
+
+
+@pytest.fixture
+def overloaded(monkeypatch):
+    """A third of all calls of Flower's grid fail, some after they were carried out; which ones."""
+    failed, chance = [], random.Random(3)
+
+    def failing(name):
+        real = getattr(FakeGrid, name)
+
+        def call(self, *arguments):
+            if chance.random() > 1 / 3:
+                return real(self, *arguments)
+            failed.append(name)
+            if name == "push_messages":
+                real(self, *arguments)
+            raise OverloadedError
+
+        monkeypatch.setattr(FakeGrid, name, call)
+
+    for name in ("push_messages", "pull_messages", "get_node_ids"):
+        failing(name)
+    return failed
+
+
+def test_a_superlink_that_is_overloaded_costs_neither_site_nor_bit(
+    tmp_path, undisturbed, overloaded, capsys
+):
+    outcome = federation(tmp_path).run()
+    assert outcome.complete
+    assert outcome.shared.sha256() == undisturbed
+    assert [cost.contributors for cost in outcome.round_costs] == [4] * 5
+    assert set(overloaded) == {"push_messages", "pull_messages", "get_node_ids"}
+    assert "Flower could not do it now: OverloadedError; tried again" in capsys.readouterr().err
+
+
+def test_without_persistence_errors_of_the_grid_end_the_run(tmp_path, overloaded):
+    with pytest.raises(OverloadedError):
+        Federation(tmp_path / "run").run()
 
 
 def test_a_site_that_never_answers_is_missing_at_the_deadline(tmp_path):
