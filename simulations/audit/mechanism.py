@@ -149,7 +149,8 @@ def one_step(steps: PatientSteps) -> PatientSteps:
 
 def _evidence(seen: Numbers, steps: PatientSteps) -> Numbers:
     """Return the log likelihood ratio of a step for each canary being in: present by chance."""
-    drawn: Numbers = (seen - 0.5) / steps.noise**2
+    drawn = (seen - 0.5) / steps.noise**2
     if steps.rate == 1:
         return drawn
-    return np.logaddexp(np.log1p(-steps.rate), np.log(steps.rate) + drawn)
+    mixed: Numbers = np.logaddexp(np.log1p(-steps.rate), np.log(steps.rate) + drawn)
+    return mixed
