@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from shared.privacy.statement import Statement
 from simulations.audit.results import AUDIT, AuditReport, read_audit, write_audit
 from simulations.audit.table import BEGIN, END
 from simulations.simulate import simulate
@@ -57,8 +58,11 @@ def test_a_run_is_audited_told_and_exported(command, run, tmp_path):
     assert report.run_bound.claimed == pytest.approx(report.epsilon, rel=1e-3)
     assert {each.way for each in report.inversion} >= {"alone", "masked", "noised"}
     results = json.loads((run / "results.json").read_text())
-    for statement in results["privacy"].values():
-        assert statement["claim"]["audit_bound"] == report.run_bound.bound
+    manifest = json.loads((run / "manifest.json").read_text())
+    for name, site in results["sites"].items():
+        assert site["privacy"]["claim"]["audit_bound"] == report.run_bound.bound
+        claim = Statement.read(manifest["privacy"][name]).claim
+        assert claim.audit_bound == report.run_bound.bound
     assert "epsilon is at least" in (run / "report.html").read_text()
     assert "24 phantom patients" in (run / "report.html").read_text()
     assert "| membership, by" in page.read_text()
