@@ -47,6 +47,11 @@ def with_public_set(
     """
     if not job.sites_have_public_set:
         return job
+    if not job.proxy.active:
+        raise ConfigError(
+            "proxy.sha256 names the public set, and a simulation must be told where it is; give "
+            "proxy.folder, such as --set proxy.folder=DIR"
+        )
     source = proxy_source(run, job)
     check_apart(source, settings)
     if source.table.exists():

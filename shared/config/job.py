@@ -201,7 +201,7 @@ class JobConfig(Table):
             left_out["partition"] = True
         if not self.lora.ranks:
             left_out["lora"] = {"ranks"}
-        left_out["proxy"] = {"folder"} if self.proxy.active else True
+        left_out["proxy"] = {"folder"} if self.proxy.named else True
         left_out["privacy"] = privacy_fields_left_out(self.privacy)
         if not self.model.bases:
             left_out["model"] = {"bases"}

@@ -138,11 +138,11 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
 
 def _beside_other_tables(job: "JobConfig") -> Iterator[str]:
     train, lora = job.train, job.lora
-    if not job.proxy.active:
+    if not job.proxy.named:
         yield (
             "proxy.folder: with differential privacy the negatives of a record are the pairs of a "
-            "public set, and there is none; give proxy.folder, or in simulations of phantoms "
-            "proxy.phantoms"
+            "public set, and there is none; give proxy.folder, in simulations of phantoms "
+            "proxy.phantoms, or for sites that have it proxy.sha256"
         )
     if train.steps is None:
         yield (

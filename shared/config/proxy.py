@@ -50,6 +50,11 @@ class ProxyConfig(Table):
         """Whether there is a set."""
         return self.folder is not None or self.phantoms is not None
 
+    @property
+    def named(self) -> bool:
+        """Whether there is a set, or one that every site has is named by its content."""
+        return self.active or self.sha256 is not None
+
     def unsound(self, aggregate: AggregateConfig) -> str | None:
         """Return why this does not go with the aggregation and what to do, or ``None``."""
         if aggregate.shares_features:

@@ -18,7 +18,7 @@ from client.policy import simulation_policy
 from client.privacy_policy import PrivacyPolicy
 from client.together import answer_together
 from shared.config import JobConfig
-from shared.errors import QuorumError, RefusedError
+from shared.errors import ConfigError, QuorumError, RefusedError
 from shared.messages import decode_reply, decode_request, encode
 from shared.privacy.accountant import Spend, epsilon
 from shared.privacy.statement import NO_CLAIM, Statement
@@ -183,6 +183,13 @@ def test_the_manifest_of_a_run_without_privacy_says_that_nothing_is_claimed(smal
     kept = json.loads((tmp_path / "run" / "manifest.json").read_text())["privacy"]
     assert {tree["text"] for tree in kept.values()} == {NO_CLAIM}
     assert not results.privacy
+
+
+def test_a_simulation_must_be_told_where_the_public_set_is(small, tmp_path):
+    named = {"folder": None, "sha256": "a" * 64}
+    with pytest.raises(ConfigError, match=r"proxy.sha256 .* --set proxy.folder=DIR"):
+        simulate(tmp_path / "run", small(proxy=named), quiet())
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_is_written_down_before_it_leaves(small, tmp_path, monkeypatch):

@@ -40,6 +40,14 @@ def test_every_number_of_the_privacy_changes_the_digest():
     assert len(digests) == 5
 
 
+def test_a_set_that_every_site_has_is_named_by_its_content_alone():
+    named = {"phantoms": None, "sha256": "a" * 64}
+    job = parse_job(with_tables(proxy=named))
+    with_folder = parse_job(with_tables(proxy={**named, "folder": "public"}))
+    assert job.digest() == with_folder.digest()
+    assert job.digest() != parse_job(with_tables(proxy={**named, "sha256": "b" * 64})).digest()
+
+
 def test_groups_are_told_to_the_accountant_with_twice_the_norm():
     job = parse_job(with_tables(privacy={"objective": "grouped", "group_size": 16}))
     plan = plan_of(job)
