@@ -105,7 +105,7 @@ def test_ten_rounds_with_both_on_and_a_site_killed_in_every_one(lab):
         claim = Statement.read(manifest["privacy"][site]).claim
         rounds = sum(site in sites for sites in summed.values())
         assert claim.unit == "patient"
-        assert claim.noise == 4.0
+        assert claim.noise == (4.0,)
         assert STEPS * rounds <= claim.steps <= STEPS * (ROUNDS + len(killed))
         assert 0 < claim.epsilon <= 16.0
         print(f"{site}: {rounds} rounds in the sum, {claim.steps} steps, eps {claim.epsilon:.2f}")
