@@ -279,11 +279,14 @@ def _inversions(
                 steps = one_step(_steps(stage, whole, others))
                 seed = derive_seed(job.seed, "audit", "inversion")
                 found = exposures(victims, job, steps, extent.records, seed)
+                readable = bool(victims.readers())
             finally:
                 victims.close()
     except InputError as error:
         return [], [f"inversion: {error}"]
-    return [InversionFound.model_validate(vars(each)) for each in found], []
+    without = "tokens of the report: the first layer of the text tower carries no adapter"
+    inverted = [InversionFound.model_validate(vars(each)) for each in found]
+    return inverted, [] if readable else [without]
 
 
 def _later(shared: SharedAdapter, seed: int) -> SharedAdapter:

@@ -113,6 +113,12 @@ class Victims:
                 "precision; leave it out with --no-inversion"
             )
         self._encoder, self._data, self._start = encoder, data, start
+        lacking = [m for t in TOWERS if not self.adapted(m := self.module(t, -1, "mlp.fc1"))]
+        if lacking:
+            raise InputError(
+                f"{lacking[0]} carries no adapter, and it is there that inputs are read off; "
+                "nothing is known of other layers"
+            )
         self._train = prepare(encoder, data, "train")
         encoder.use(AdapterView(start))
         bank = open_bank(encoder, data, public, job.train)
@@ -133,6 +139,15 @@ class Victims:
     def of(self, batches: Sequence[Batch]) -> list[Numbers]:
         """Return the gradients of some patients, (d,) each."""
         return [found.astype(np.float64) for found in self.gradients.of(batches)]
+
+    def adapted(self, module: str) -> bool:
+        """Return whether a layer carries an adapter."""
+        return any(layer.module == module for layer in self._encoder.layout.layers)
+
+    def readers(self) -> list[str]:
+        """Return the layers off which a report's tokens can be read: the first of its tower."""
+        parts = [self.module("text", 0, f"self_attn.{name}_proj") for name in "qkv"]
+        return [module for module in parts if self.adapted(module)]
 
     def rows(self, gradient: Numbers, module: str) -> Numbers:
         """Return the gradient of one layer's A, (r, n), out of that of everything."""
@@ -350,10 +365,9 @@ def _with_tokens(
     views: Sequence[Numbers],
 ) -> Exposure:
     """Read the reports' tokens off the first layer, and count how many are right."""
-    if exposure.tower != "text":
+    modules = victims.readers()
+    if exposure.tower != "text" or not modules:
         return exposure
-    parts = [f"self_attn.{name}_proj" for name in "qkv"]
-    modules = [victims.module("text", 0, part) for part in parts]
     inputs = [
         victims.first_inputs(p) for p in range(max(len(victims.tokens(int(r))) for r in chosen))
     ]

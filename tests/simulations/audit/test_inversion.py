@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.private_training import PatientSteps
+from client.patient_steps import PatientSteps
 from client.training import fresh_adapter
 from shared.adapter import SharedAdapter, factor_of
 from shared.config import LoraConfig, ModelConfig

@@ -8,7 +8,7 @@ import torch
 
 from client import private_training
 from client.batches import Batch
-from client.private_training import PatientSteps
+from client.patient_steps import PatientSteps
 from shared.privacy.mechanism import Grid, clipped_sum
 from shared.privacy.noise import seeded
 from simulations.audit.mechanism import Site, audit_steps, one_step
