@@ -176,4 +176,7 @@ def _short(job: JobConfig) -> JobConfig:
     if not job.aggregate.private_factors:
         personalize = personalize.model_copy(update={"method": "none"})
     evaluate = job.evaluate.model_copy(update={"baselines": [], "bootstrap": 100})
-    return job.model_copy(update={"personalize": personalize, "evaluate": evaluate})
+    # Masks change no bit of the adapter; whether they hide a site's change is an attack of its own.
+    privacy = job.privacy.model_copy(update={"secure_aggregation": False})
+    parts = {"personalize": personalize, "evaluate": evaluate, "privacy": privacy}
+    return job.model_copy(update=parts)

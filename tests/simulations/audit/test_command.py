@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from server.job_text import to_toml
 from shared.privacy.statement import Statement
 from simulations.audit.results import AUDIT, AuditReport, read_audit, write_audit
 from simulations.audit.table import BEGIN, END
@@ -14,10 +15,11 @@ SMALL = ("--canaries", "24", "--gradients", "200", "--records", "3")
 
 @pytest.fixture(scope="module")
 def run(make_job, tmp_path_factory, quiet):
-    """A short run with differential privacy."""
+    """A short run with differential privacy and secure aggregation."""
     train = {"steps": 3, "batch_size": 16, "learning_rate": 0.002}
+    privacy = {"secure_aggregation": True}
     out = tmp_path_factory.mktemp("runs") / "private"
-    simulate(out, make_job(epsilon=8.0, train=train, rounds=2), quiet)
+    simulate(out, make_job(epsilon=8.0, train=train, rounds=2, privacy=privacy), quiet)
     return out
 
 
@@ -70,6 +72,27 @@ def test_a_run_is_audited_told_and_exported(command, run, tmp_path):
     ended = command("export", run, "--to", tmp_path / "new")
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "new" / "consilia.json").read_text())["audit"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("lora", "left_out", "found"),
+    [
+        ({"layers": "top:1"}, "tokens of the report: the first layer of the text tower", True),
+        ({"targets": ["attention"]}, "inversion: vision_model.encoder.layers", False),
+    ],
+    ids=["top layers", "attention"],
+)
+def test_what_an_adapter_does_not_show_is_named(command, make_job, tmp_path, lora, left_out, found):
+    job = tmp_path / "job.toml"
+    train = {"steps": 2, "batch_size": 16}
+    job.write_text(to_toml(make_job(epsilon=8.0, train=train, rounds=1, lora=lora)))
+    ended = command("audit", job, *SMALL, "--out", tmp_path / "audits")
+    assert ended.code == 0, ended.err
+    report = read_audit(next((tmp_path / "audits").iterdir()))
+    (named,) = [each for each in report.not_run if each.startswith(left_out)]
+    assert "carries no adapter" in named
+    assert bool(report.inversion) == found
+    assert all(each.tokens is None for each in report.inversion)
 
 
 def test_a_run_that_failed_is_exported_with_a_reason_only(command, run, tmp_path):
