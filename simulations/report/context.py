@@ -74,6 +74,7 @@ def context(
         "statements": privacy.statements(results),
         "about_sums": privacy.about_sums(results),
         "audit": privacy.audited(audit),
+        "attacks": privacy.attacks(audit),
         **_head(results),
         **_results_section(results),
         **_part_section(results),

@@ -71,24 +71,28 @@ def about_sums(results: Results) -> str:
 
 
 def audited(audit: AuditReport | None) -> list[tuple[str, list[str]]]:
-    """Return the lines of the attack rehearsal: what was tried, and what came of it."""
+    """Return the lines of the attack rehearsal: what came of it; see ``attacks`` for each."""
     if audit is None:
         return [
             ("Membership test", ["not run"]),
             ("Planted pairs", ["not run"]),
             ("Lower bound on \u03b5", ["not measured: no attack was rehearsed"]),
         ]
-    # An attack may have been made on several things, each a line of its own.
     found: dict[str, list[str]] = {"Outcome": [audit.status, *audit.failures]}
     pairs = sum(each.members + each.others for each in audit.membership[:1])
     found["Planted pairs"] = [f"{pairs} phantom patients at one site, half of them trained on"]
-    for attack, where, what, _ in rows(audit):
-        name = attack[:1].upper() + attack[1:]
-        found.setdefault(name, []).append(f"{where}: {what.replace('**', '')}")
     found |= {"Not run": list(audit.not_run)} if audit.not_run else {}
     if not audit.bounds:
         found["Lower bound on \u03b5"] = ["not measured: nothing is claimed"]
     return list(found.items())
+
+
+def attacks(audit: AuditReport | None) -> list[tuple[str, str, str]]:
+    """Return a row for every attack: which, on what, and what was found."""
+    found = []
+    for attack, where, what, _ in rows(audit) if audit else ():
+        found.append((attack[:1].upper() + attack[1:], where, what.replace("**", "")))
+    return found
 
 
 def rounded_up(epsilon: float) -> str:

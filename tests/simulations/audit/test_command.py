@@ -66,7 +66,10 @@ def test_a_run_is_audited_told_and_exported(command, run, tmp_path):
         claim = Statement.read(manifest["privacy"][name]).claim
         assert claim.audit_bound == report.run_bound.bound
     assert "epsilon is at least" in (run / "report.html").read_text()
-    assert "24 phantom patients" in (run / "report.html").read_text()
+    report_page = (run / "report.html").read_text()
+    assert "24 phantom patients" in report_page
+    assert report_page.count('<th scope="row">Membership, by loss under adapter and base</th>') == 2
+    assert "<td>the same, masked for the secure sum</td>" in report_page
     assert "| membership, by" in page.read_text()
 
     ended = command("export", run, "--to", tmp_path / "new")
