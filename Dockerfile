@@ -10,7 +10,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS system
 RUN find /var/lib/apt/lists /var/cache/apt /var/log /usr/share/doc /usr/share/man /usr/share/info \
         /usr/share/locale -type f -delete \
-    && rm -rf /root/.cache /tmp/* /usr/share/python-wheels /usr/lib/python3/dist-packages/* \
+    && rm -rf ~/.cache /tmp/* /usr/share/python-wheels /usr/lib/python3/dist-packages/* \
         /usr/local/lib/python3*/site-packages/* /usr/local/bin/pip* /usr/bin/pip* \
         /usr/local/lib/python3*/ensurepip /usr/lib/python3*/ensurepip \
     && groupadd --gid 10001 consilia \

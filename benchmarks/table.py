@@ -14,9 +14,12 @@ from pydantic import ValidationError
 
 from benchmarks.schema import Report, Row
 from benchmarks.session import LEAST_REPEATS, RESULTS, ratio_cells
+from shared.errors import ConsiliaError
+from shared.marked_page import MarkedPage
 
-BEGIN: Final = "<!-- results: begin -->"
-END: Final = "<!-- results: end -->"
+PAGE: Final = "results"
+"""Names the place of the tables in a page."""
+
 ORDER: Final = (
     *("flower_ray", "plain_loop", "plain_loop_vit_b32", "centralised", "prefix_cache"),
     *("loading", "peak", "round_overhead", "aggregation", "secagg", "growth", "gpu"),
@@ -24,7 +27,7 @@ ORDER: Final = (
 
 
 class TableError(Exception):
-    """The results cannot be read, or the page has no place for them."""
+    """The results cannot be read."""
 
 
 def read_reports(folder: Path) -> list[Report]:
@@ -107,19 +110,6 @@ def _context(row: Row) -> Iterator[str]:
         yield from (f"{row.name}: {'; '.join(parts)}.", "")
 
 
-def put_between(page: str, content: str) -> str:
-    """Return a page with new content between its markers.
-
-    Raises:
-        TableError: Unless both markers are there, once and in order.
-    """
-    before, found, rest = page.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise TableError(f"the page needs the two lines {BEGIN} and {END}, in that order")
-    return f"{before}{BEGIN}\n\n{content}\n{END}{after}"
-
-
 def main() -> int:
     """Print the results, or write them into a page."""
     parser = argparse.ArgumentParser(description="All results as Markdown.")
@@ -131,9 +121,8 @@ def main() -> int:
         if options.write is None:
             sys.stdout.write(content)
         else:
-            page = options.write.read_text(encoding="utf-8")
-            options.write.write_text(put_between(page, content), encoding="utf-8")
-    except (TableError, OSError) as error:
+            MarkedPage(options.write, PAGE).write(content)
+    except (TableError, ConsiliaError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

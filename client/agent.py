@@ -59,7 +59,6 @@ from shared.latest import Latest
 from shared.messages import (
     SECURE_KINDS,
     Description,
-    Part,
     Request,
     TrainSummary,
     decode_request,
@@ -67,6 +66,7 @@ from shared.messages import (
     with_attempt,
 )
 from shared.model.encoder import DualEncoder
+from shared.parts import Part
 from shared.ranks import leading
 from shared.seeding import derive_seed
 from shared.tensors import Tensors

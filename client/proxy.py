@@ -64,7 +64,7 @@ def read_proxy_set(source: SiteSource, encoder: DualEncoder) -> ProxySet:
             f"public set {source.table}: {len(together)} records have both an image and a text, "
             f"expected {LEAST_ITEMS} to {MOST_ITEMS} such pairs, as in docs/data.md"
         )
-    splits: dict[SplitName, Split] = {"val": _rows(together, 0), "test": _rows(together, 0)}
+    splits: dict[SplitName, Split] = {"val": together.first(0), "test": together.first(0)}
     splits["train"] = together
     public = SiteData(data.name, data.findings, {}, splits, data.origin)
     return ProxySet(public, pairs_digest(inspected))
@@ -92,16 +92,4 @@ def _joined(parts: list[Split]) -> Split:
         labels=np.concatenate([part.labels for part in parts]),
         labelled=np.concatenate([part.labelled for part in parts]),
         patients=np.concatenate([part.patients for part in parts]),
-    )
-
-
-def _rows(split: Split, count: int) -> Split:
-    return Split(
-        pixels=split.pixels[:count],
-        has_image=split.has_image[:count],
-        texts=split.texts[:count],
-        has_text=split.has_text[:count],
-        labels=split.labels[:count],
-        labelled=split.labelled[:count],
-        patients=split.patients[:count],
     )

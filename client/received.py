@@ -19,7 +19,8 @@ from shared.adapter import (
 )
 from shared.errors import AdapterMismatchError, WireError
 from shared.latest import Latest
-from shared.messages import PARTS, Part, Request, join_parts, unpack_parts
+from shared.messages import Request
+from shared.parts import PARTS, Part, join_parts, unpack_parts
 from shared.ranks import filled
 
 _NOTHING: Adapter = {}

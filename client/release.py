@@ -25,7 +25,6 @@ from shared.errors import RefusedError, TrainingError, WireError
 from shared.latest import Latest
 from shared.messages import (
     Description,
-    Part,
     Reply,
     Request,
     TrainSummary,
@@ -33,6 +32,7 @@ from shared.messages import (
     encode,
     stage_tensors,
 )
+from shared.parts import Part
 from shared.privacy.clipping import clip
 from shared.results import SiteEvaluation
 from shared.tensors import Form, Packed, Tensors, form_of, side_by_side

@@ -22,7 +22,7 @@ from shared.adapter import Adapter, Array, Tower, adapter_sha256
 from shared.errors import IdentityError, StorageError
 from shared.files import write_atomic
 from shared.latest import Latest
-from shared.messages import PARTS, Part
+from shared.parts import PARTS, Part
 from shared.tensors import pack_tensors
 
 _DIGEST_BYTES = 32

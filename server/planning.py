@@ -15,15 +15,8 @@ from server.validation import Expected
 from server.weights import round_weights
 from shared.adapter import Adapter, AdapterLayout, SharedAdapter, Tower
 from shared.config import JobConfig
-from shared.messages import (
-    Part,
-    Request,
-    RequestKind,
-    enclose,
-    encode_header,
-    pack_parts,
-    part_digests,
-)
+from shared.messages import Request, RequestKind, enclose, encode_header
+from shared.parts import Part, pack_parts, part_digests
 from shared.seeding import derive_seed
 
 NO_TRAINING_DATA = "no-training-data"

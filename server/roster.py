@@ -11,7 +11,8 @@ from server.questions import Answer, Question
 from server.validation import Expected
 from shared.adapter import Tower
 from shared.config import JobConfig
-from shared.messages import Part, Request, enclose, encode_header
+from shared.messages import Request, enclose, encode_header
+from shared.parts import Part
 from shared.results import Kind
 
 NOT_INVITED = "not-in-job"

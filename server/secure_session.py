@@ -9,7 +9,7 @@ from server.first_plan import FirstPlan
 from server.planning import Asking, RoundPlan
 from shared.adapter import TOWERS, Tower
 from shared.errors import SecureSumError
-from shared.messages import part_digests
+from shared.parts import part_digests
 from shared.secure_round import adapter_digest
 from shared.security.secagg.session import LEAST_SITES, Participant, Session, least_threshold
 from shared.security.secagg.vector import VectorForm

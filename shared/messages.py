@@ -13,7 +13,6 @@ once, and is read once by a process that answers for many sites.
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, get_args
 
@@ -22,16 +21,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.adapter import (
-    Adapter,
-    Array,
     Factor,
-    SharedAdapter,
     Tower,
-    adapter_sha256,
-    factor_of,
 )
 from shared.config import JobConfig
 from shared.errors import VersionError, WireError
+from shared.parts import Part
 from shared.results import Kind, SiteEvaluation
 from shared.tensors import Packed, Tensors, pack_tensors, unpack_tensors
 from shared.versions import (
@@ -55,10 +50,6 @@ SecureKind = Literal["secure-keys", "secure-shares", "secure-agree", "secure-unm
 SECURE_KINDS: tuple[SecureKind, ...] = get_args(SecureKind)
 """The stages of secure aggregation; the one that masks the change is ``train`` itself."""
 RequestKind = TaskKind | SecureKind
-Part = Literal["A", "B", "residual", "features"]
-PARTS: tuple[Part, ...] = get_args(Part)
-"""The pieces in which a shared adapter travels; a part is sent only if it changed."""
-
 _ENCLOSED = {"job"}
 """Fields of a request that are not in its header."""
 _OF_A_SESSION = {"secure", "stage"}
@@ -328,26 +319,6 @@ def halves(body: bytes) -> tuple[bytes, bytes]:
     return body[:end], body[end:]
 
 
-def parts_of(shared: SharedAdapter) -> dict[Part, Adapter]:
-    """Cut a shared adapter into the parts that travel; a part may be empty."""
-    factors: dict[Part, dict[str, Array]] = {"A": {}, "B": {}}
-    for name, array in shared.factors.items():
-        factors[factor_of(name)][name] = array
-    parts: dict[Part, Adapter] = {**factors, "residual": shared.residual}
-    return parts | {"features": shared.features} if shared.features else parts
-
-
-def part_digests(shared: SharedAdapter) -> dict[Part, str]:
-    """Return the digest of every part, as ``Request.parts`` states it."""
-    return {part: adapter_sha256(adapter) for part, adapter in parts_of(shared).items()}
-
-
-def pack_parts(shared: SharedAdapter, wanted: Iterable[Part] = PARTS) -> Tensors:
-    """Return the tensors of the wanted parts, named ``A/<name>``, ``residual/<name>``, ..."""
-    parts = parts_of(shared)
-    return {f"{part}/{name}": a for part in wanted for name, a in parts.get(part, {}).items()}
-
-
 _STAGE_MESSAGE: Final = "message"
 """Name of the only tensor of a reply within secure aggregation."""
 
@@ -363,36 +334,6 @@ def stage_message(tensors: Tensors) -> NDArray[np.generic] | None:
     Its type and shape are not checked.
     """
     return tensors[_STAGE_MESSAGE] if tensors.keys() == {_STAGE_MESSAGE} else None
-
-
-def unpack_parts(tensors: Mapping[str, NDArray[np.generic]]) -> dict[Part, dict[str, Array]]:
-    """Return the parts that came with a request.
-
-    Raises:
-        WireError: If a tensor belongs to no part, or is not float32.
-    """
-    parts: dict[Part, dict[str, Array]] = {}
-    known: dict[str, Part] = {part: part for part in PARTS}
-    for key, array in tensors.items():
-        part, _, name = key.partition("/")
-        if part not in known or not name:
-            raise WireError(f"request: tensor {key[:80]!r} is not named <part>/<factor>")
-        if array.dtype != np.float32:
-            raise WireError(f"request: tensor {key[:80]!r} is {array.dtype}, expected float32")
-        parts.setdefault(known[part], {})[name] = array.astype(np.float32, copy=False)
-    return parts
-
-
-def join_parts(parts: Mapping[Part, Adapter], folds: int) -> SharedAdapter:
-    """Put a shared adapter together again; the factors come in order A, B of every layer."""
-    names = sorted({**parts["A"], **parts["B"]})
-    factors = {**parts["A"], **parts["B"]}
-    return SharedAdapter(
-        {name: factors[name] for name in names},
-        parts["residual"],
-        folds,
-        features=parts.get("features", {}),
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shared.adapter import AdapterLayout, Factor
-from shared.messages import Part, TrainSummary
+from shared.messages import TrainSummary
+from shared.parts import Part
 from shared.security.canonical import canonical
 from shared.security.secagg.vector import Measure, VectorForm
 

@@ -6,22 +6,22 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client.cli import app as client_app
 from server.cli import app as server_app
 from shared.errors import ConsiliaError, DataError, InterruptedRunError
+from simulations.data_cli import AsJson, Columns, SiteColumn, console, mapping
+from simulations.data_cli import app as data_app
+from simulations.startup import LANE
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 TRACEBACK = "CONSILIA_TRACEBACK"
 """Environment variable that shows the traceback of an error that should not happen."""
-
-LANE = "sites-"
-"""How the names of the threads begin in which sites train (``simulations.grid``)."""
 
 _INTERRUPTED = 130
 """What Typer returns for Ctrl-C; no exit code of ours."""
@@ -36,9 +36,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(
-    no_args_is_help=True, suggest_commands=False, help="Check, describe and make site folders."
-)
 app.add_typer(data_app, name="data")
 app.add_typer(server_app, name="server")
 app.add_typer(client_app, name="client")
@@ -47,33 +44,6 @@ JobFile = Annotated[
     Path | None,
     typer.Argument(metavar="[JOB.toml]", help="The job; without one, the built-in default."),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
-]
-SiteColumn = Annotated[
-    str | None, typer.Option(help="Column that names the site, if one table holds all sites.")
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        metavar="OURS=THEIRS",
-        help="Map a column, such as --column text=text_masked; may be repeated.",
-    ),
-]
-
-
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    """Read ``--column OURS=THEIRS`` options."""
-    from shared.errors import ConfigError
-
-    mapping = {}
-    for item in columns or []:
-        ours, separator, theirs = item.partition("=")
-        if not separator or not ours or not theirs:
-            raise ConfigError(f"--column {item}: expected OURS=THEIRS, such as text=text_masked")
-        mapping[ours] = theirs
-    return mapping
 
 
 @app.command()
@@ -126,7 +96,7 @@ def simulate(
         "simulation.device": device,
         "data.folder": str(data.resolve()) if data is not None else None,
         "data.site_column": site_column,
-        "data.columns": _mapping(column) or None,
+        "data.columns": mapping(column) or None,
         "data.image_only": image_only or None,
         **_settings(setting),
     }
@@ -238,7 +208,7 @@ def report(
 
     refresh_results(run)
     path = write_report(run)
-    _out().print(f"Wrote {path}", highlight=False)
+    console().print(f"Wrote {path}", highlight=False)
 
 
 @app.command()
@@ -252,9 +222,9 @@ def runs(
     from simulations.runs import list_runs, show_run
 
     if action == "list":
-        list_runs(out, _out(), as_json=as_json)
+        list_runs(out, console(), as_json=as_json)
     elif action == "show" and run is not None:
-        show_run(out, run, _out(), as_json=as_json)
+        show_run(out, run, console(), as_json=as_json)
     else:
         raise typer.BadParameter("expected 'list' or 'show RUN'")
 
@@ -284,7 +254,7 @@ def export(
     """
     from simulations.export import export_run
 
-    export_run(run, to, site=site, merged=merged, console=_out(), despite_audit=despite_audit)
+    export_run(run, to, site=site, merged=merged, console=console(), despite_audit=despite_audit)
 
 
 @app.command()
@@ -351,72 +321,6 @@ def audit(
         as_json=as_json,
     )
     raise typer.Exit(audit_command(wishes))
-
-
-@data_app.command("check")
-def data_check(
-    folder: Annotated[Path, typer.Argument(help="Site folder, folder of them, or one table.")],
-    site_column: SiteColumn = None,
-    column: Columns = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find every problem of a site's data at once: row, column, rule, what was expected."""
-    from client.data.report import DataOptions, print_check
-    from simulations.partition.written import find_written
-
-    options = DataOptions(site_column=site_column, columns=_mapping(column), find=find_written)
-    raise typer.Exit(print_check(folder, options, _out(), as_json=as_json))
-
-
-@data_app.command("describe")
-def data_describe(
-    folder: Annotated[Path, typer.Argument(help="Site folder, folder of them, or one table.")],
-    site_column: SiteColumn = None,
-    column: Columns = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="Also draw the sites side by side, as .svg or .html.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a site's data hold: records by split, findings, text lengths, image sizes."""
-    from client.data.overview import check_figure
-    from client.data.report import DataOptions, print_describe
-    from simulations.partition.written import find_written, made_by
-
-    if figure is not None:
-        check_figure(figure)
-    options = DataOptions(
-        site_column=site_column, columns=_mapping(column), find=find_written, made_by=made_by
-    )
-    code = print_describe(folder, options, _out(), as_json=as_json, figure=figure)
-    raise typer.Exit(code)
-
-
-@data_app.command("phantoms")
-def data_phantoms(
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
-    scenario: Annotated[
-        Literal["default", "conflict"], typer.Option(help="Which synthetic federation.")
-    ] = "default",
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    sites: Annotated[int | None, typer.Option(min=1, help="How many sites.")] = None,
-) -> None:
-    """Write the synthetic hospitals as ordinary site folders."""
-    from shared.errors import ConfigError
-    from simulations.phantoms.federation import write_federation
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out}: expected a folder that does not exist or is empty")
-    folders = write_federation(out, scenario, seed=seed, sites=sites)
-    _out().print(
-        f"Wrote {len(folders)} sites to {out}\nNext: consilia data describe {out}", highlight=False
-    )
-
-
-def _out() -> "Console":
-    from rich.console import Console
-
-    return Console()
 
 
 def command() -> None:

@@ -28,6 +28,7 @@ from client.together import NotReleasedError
 from shared.errors import StorageError
 from shared.wire import body_of, to_reply
 from simulations.cohorts import cohorts
+from simulations.startup import LANE
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class LocalGrid(SiteGrid):
         """Queue messages and return their ids; those of one push may be answered together."""
         if not self._workers:
             for lane, waiting in enumerate(self._waiting):
-                name = f"sites-{lane}"
+                name = f"{LANE}{lane}"
                 worker = threading.Thread(
                     target=self._work, args=(waiting,), name=name, daemon=True
                 )

@@ -9,6 +9,10 @@ import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+LANE: Final = "sites-"
+"""How the names of the threads begin in which sites train; no process may end as usual then."""
 
 
 @contextmanager

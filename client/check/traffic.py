@@ -13,7 +13,8 @@ from typing import Final
 
 from shared.adapter import FACTORS, AdapterLayout, Factor, Tower, factor_name
 from shared.config import AggregateConfig, AggregationRule, JobConfig
-from shared.messages import PARTS, Reply, Request, TrainSummary, encode_header
+from shared.messages import Reply, Request, TrainSummary, encode_header
+from shared.parts import PARTS
 
 _NUMBER = 4
 _HALF_NUMBER = 2

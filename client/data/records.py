@@ -52,6 +52,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def first(self, count: int) -> "Split":
+        """Return the first records, or none of them."""
+        return Split(
+            pixels=self.pixels[:count],
+            has_image=self.has_image[:count],
+            texts=self.texts[:count],
+            has_text=self.has_text[:count],
+            labels=self.labels[:count],
+            labelled=self.labelled[:count],
+            patients=self.patients[:count],
+        )
+
     def counts(self) -> SplitCounts:
         """Return how many images, texts, pairs and patients there are."""
         return SplitCounts(

@@ -84,7 +84,7 @@ def draw_pairs(count: int, seed: int, encoder: DualEncoder, *, apart: bool = Fal
 def references(encoder: DualEncoder, seed: int, count: int = REFERENCES) -> ProxySet:
     """Return pairs that no site has, in the form of a public set."""
     pairs = draw_pairs(count, derive_seed(seed, "audit", "references"), encoder).split()
-    none = _rows(pairs, 0)
+    none = pairs.first(0)
     splits: dict[SplitName, Split] = {"train": pairs, "val": none, "test": none}
     data = SiteData("references", (), {}, splits, DatasetOrigin(origin="phantom"))
     return ProxySet(data, "")
@@ -129,15 +129,3 @@ def _last(split: Split) -> int:
 
 def _like(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     return np.repeat(pixels, channels, axis=3) if pixels.shape[3] < channels else pixels
-
-
-def _rows(split: Split, count: int) -> Split:
-    return Split(
-        pixels=split.pixels[:count],
-        has_image=split.has_image[:count],
-        texts=split.texts[:count],
-        has_text=split.has_text[:count],
-        labels=split.labels[:count],
-        labelled=split.labelled[:count],
-        patients=split.patients[:count],
-    )

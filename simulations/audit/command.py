@@ -13,11 +13,11 @@ from server.history import RunHistory
 from server.run_files import new_run_folder, read_manifest
 from shared.config import JobConfig, load_job
 from shared.errors import ConfigError, RunDirectoryError
-from shared.files import write_atomic
+from shared.marked_page import MarkedPage
 from simulations.audit.attacks import Extent, attack
 from simulations.audit.results import AuditReport, write_audit
 from simulations.audit.statements import tell_run
-from simulations.audit.table import audit_table, markdown, put_between
+from simulations.audit.table import PAGE, audit_table, markdown
 from simulations.histories import history_url, known_runs
 
 
@@ -67,7 +67,7 @@ def audit_command(wishes: Wishes) -> int:
     console = Console(stderr=wishes.as_json)
     if not console.is_terminal:
         console = Console(stderr=wishes.as_json, width=100)
-    page = _page(wishes.write)
+    page = None if wishes.write is None else MarkedPage.open(wishes.write, PAGE)
     subject = _subject(wishes)
     extent = Extent(
         wishes.site, wishes.canaries, wishes.gradients, wishes.records, wishes.confidence
@@ -83,26 +83,13 @@ def audit_command(wishes: Wishes) -> int:
     else:
         path = write_audit(subject.run, report)
         tell_run(subject.run, report)
-    if wishes.write is not None and page is not None:
-        content = put_between(page, markdown(report, wishes.command))
-        write_atomic(wishes.write, content.encode())
+    if page is not None:
+        page.write(markdown(report, wishes.command))
     if wishes.as_json:
         sys.stdout.write(report.model_dump_json(indent=1) + "\n")
     else:
         _print(console, report, path, subject.run)
     return 1 if report.status == "failed" else 0
-
-
-def _page(path: Path | None) -> str | None:
-    """Return the page that the table goes to; what is wrong with it is said before the work."""
-    if path is None:
-        return None
-    try:
-        page = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--write {path}: {error.strerror}; expected a page") from None
-    put_between(page, "")
-    return page
 
 
 def _subject(wishes: Wishes) -> _Subject:

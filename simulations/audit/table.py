@@ -5,11 +5,10 @@ from typing import Final
 
 from rich.table import Table
 
-from shared.errors import ConfigError
 from simulations.audit.results import AuditReport, BoundFound, InversionFound, MembershipFound
 
-BEGIN: Final = "<!-- audit: begin -->"
-END: Final = "<!-- audit: end -->"
+PAGE: Final = "audit"
+"""Names the place of the table in a page."""
 
 HEAD: Final = ("attack", "on", "found", "of one that finds nothing")
 
@@ -99,16 +98,3 @@ def _about(report: AuditReport) -> str:
         f"Job `{report.name}`, canaries at {report.site}, {report.records} records, "
         f"{report.created[:10]}; {claim}: **{report.status}**. Intervals are of 95 %."
     )
-
-
-def put_between(page: str, content: str) -> str:
-    """Return a page with new content between its audit markers.
-
-    Raises:
-        ConfigError: Unless both markers are there, once and in order.
-    """
-    before, found, rest = page.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise ConfigError(f"--write: the page needs the two lines {BEGIN} and {END}, in that order")
-    return f"{before}{BEGIN}\n\n{content}\n{END}{after}"

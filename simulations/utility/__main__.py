@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 
 from shared.errors import ConsiliaError
-from shared.files import write_atomic
+from shared.marked_page import MarkedPage
 from simulations.utility.cells import MEASURES, Laboratory, Score, kept
 from simulations.utility.plan import Cell, Plan, Reference, Row, best_rate, make_plan, tuned_as
-from simulations.utility.table import Key, markdown, put_between
+from simulations.utility.table import PAGE, Key, markdown
 
 JOB: Final = Path(__file__).parents[1] / "jobs" / "privacy.toml"
 _COMMAND: Final = "python -m simulations.utility"
@@ -103,13 +103,13 @@ def main(arguments: Iterable[str] | None = None) -> int:
     console = Console(stderr=True)
     torch.set_num_threads(1)
     try:
+        page = None if given.write is None else MarkedPage.open(given.write, PAGE)
         plan = make_plan(given.job, given.seeds, given.out)
         content = make_table(plan, given.seconds, console)
-        if given.write is None:
+        if page is None:
             sys.stdout.write(content)
         else:
-            page = put_between(given.write.read_text(encoding="utf-8"), content)
-            write_atomic(given.write, page.encode())
+            page.write(content)
     except OutOfTimeError as stopped:
         console.print(f"{stopped}; the same command goes on", highlight=False)
         return 3

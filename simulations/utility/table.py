@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from shared.errors import ConfigError
 from shared.metrics import METRICS
 from shared.results import Metric
 from simulations.study import interval
@@ -21,8 +20,8 @@ from simulations.utility.plan import (
     Row,
 )
 
-BEGIN: Final = "<!-- utility: begin -->"
-END: Final = "<!-- utility: end -->"
+PAGE: Final = "utility"
+"""Names the place of the table in a page."""
 
 Key = tuple[Row | Reference, float, int]
 """Row, epsilon and seed."""
@@ -72,19 +71,6 @@ def markdown(
     for metric in MEASURES:
         lines += [*_levels(plan, scores, metric), "", *_differences(plan, scores, metric), ""]
     return "\n".join([*lines, *_noise(plan, scores), "", _rates(rates)]).rstrip() + "\n"
-
-
-def put_between(page: str, content: str) -> str:
-    """Return a page with new content between its markers.
-
-    Raises:
-        ConfigError: Unless both markers are there, once and in order.
-    """
-    before, found, rest = page.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise ConfigError(f"--write: the page needs the lines {BEGIN} and {END}, in that order")
-    return f"{before}{BEGIN}\n\n{content}\n{END}{after}"
 
 
 def _made_by(plan: Plan) -> Iterator[str]:

@@ -13,7 +13,7 @@ from benchmarks.geometry import SMALL, SMOKE, temporary_base
 from benchmarks.plain import PlainLoop, batches, load_clip
 from benchmarks.records import random_site, random_split, read_site, write_site
 from benchmarks.schema import Ratio
-from benchmarks.table import BEGIN, END, TableError, markdown, put_between, read_reports
+from benchmarks.table import TableError, main, markdown, read_reports
 from benchmarks.timing import Contender, alone, arm_of, at_least, at_most, ratio
 
 
@@ -123,7 +123,9 @@ def test_a_lora_step_is_about_twice_the_forward_pass(base):
     assert step_flops(base, SMOKE, 16) < _plain_flops(base, SMOKE, 16)
 
 
-def test_the_table_holds_the_ratios_and_goes_between_the_markers(session_of, tmp_path):
+def test_the_table_holds_the_ratios_and_goes_between_the_markers(
+    session_of, tmp_path, monkeypatch, capsys
+):
     from benchmarks.schema import Row
 
     session = session_of("growth")
@@ -135,17 +137,18 @@ def test_the_table_holds_the_ratios_and_goes_between_the_markers(session_of, tmp
     row = "| a setting | slow / fast | **2.50** | 2.00 to 3.00 |  | ≥ 2: met |"
     assert row in text
     assert "Not measured: another: no CUDA device here." in text
-    page = put_between(f"before\n{BEGIN}\nold figures\n{END}\nafter\n", text)
-    assert row in page
-    assert "old figures" not in page
-    assert page.startswith("before\n")
-    assert page.endswith("after\n")
-    assert put_between(page, text) == page
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: begin -->\nold figures\n<!-- results: end -->\n")
+    monkeypatch.setattr("sys.argv", ["table", "--results", str(tmp_path), "--write", str(page)])
+    assert main() == 0
+    assert row in page.read_text()
+    assert "old figures" not in page.read_text()
+    page.write_text("no markers")
+    assert main() == 1
+    assert "results: begin" in capsys.readouterr().err
 
 
-def test_a_page_without_markers_and_a_file_that_is_no_report_are_refused(tmp_path):
-    with pytest.raises(TableError, match="results: begin"):
-        put_between("no markers", "figures")
+def test_a_file_that_is_no_report_is_refused(tmp_path):
     (tmp_path / "growth.json").write_text("{}")
     with pytest.raises(TableError, match=r"growth\.json: not a benchmark's report"):
         read_reports(tmp_path)

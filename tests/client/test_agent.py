@@ -24,15 +24,9 @@ from client.work import Validated, validate_together
 from shared.adapter import SharedAdapter, factor_of
 from shared.errors import BaseModelError, DataError, StorageError, TrainingError, VersionError
 from shared.layout_file import adapter_bytes
-from shared.messages import (
-    PARTS,
-    Request,
-    decode_reply,
-    encode,
-    pack_parts,
-    part_digests,
-)
+from shared.messages import Request, decode_reply, encode
 from shared.model.encoder import DualEncoder
+from shared.parts import PARTS, pack_parts, part_digests
 
 SEED = 11
 

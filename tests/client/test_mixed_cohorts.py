@@ -15,8 +15,9 @@ from client.together import answer_together
 from client.training import SiteTask, fresh_adapter, train_shared
 from shared.adapter import SharedAdapter
 from shared.errors import AdapterMismatchError
-from shared.messages import PARTS, Request, decode_reply, encode, pack_parts, part_digests
+from shared.messages import Request, decode_reply, encode
 from shared.model.encoder import DualEncoder
+from shared.parts import PARTS, pack_parts, part_digests
 
 NAMES = ("east", "north", "south", "west")
 

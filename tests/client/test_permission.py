@@ -20,8 +20,9 @@ from client.permission import PermittedAgent
 from client.policy import PolicyFile, simulation_policy
 from client.settings import SiteSettings
 from shared.adapter import SharedAdapter, factor_of
-from shared.messages import PARTS, Request, decode_reply, encode, pack_parts, part_digests
+from shared.messages import Request, decode_reply, encode
 from shared.model.encoder import DualEncoder
+from shared.parts import PARTS, pack_parts, part_digests
 
 POLICY = """
 purpose = "retrieval of radiographs"

@@ -10,8 +10,9 @@ from client.training import SiteTask, TrainedAdapter, fresh_adapter, train_share
 from shared.adapter import SharedAdapter, factor_name, factor_of
 from shared.config import JobConfig
 from shared.errors import AdapterMismatchError
-from shared.messages import Request, part_digests, parts_of
+from shared.messages import Request
 from shared.model.encoder import DualEncoder
+from shared.parts import part_digests, parts_of
 from shared.ranks import filled, leading
 
 RANKS = (1, 4, 2, 3)  # of 4

@@ -15,14 +15,8 @@ from client.state import SiteState
 from shared.adapter import AdapterLayout, LayerShape, SharedAdapter
 from shared.config import JobConfig
 from shared.errors import AdapterMismatchError, WireError
-from shared.messages import (
-    Request,
-    decode_request,
-    enclose,
-    encode_header,
-    pack_parts,
-    part_digests,
-)
+from shared.messages import Request, decode_request, enclose, encode_header
+from shared.parts import pack_parts, part_digests
 
 LAYOUT = AdapterLayout((LayerShape("v", "image", 4, 3), LayerShape("t", "text", 2, 5)), 2, 2.0)
 JOB = JobConfig(name="job")

@@ -12,7 +12,7 @@ import client.state
 from client.state import SiteState, StoredPersonal
 from shared.adapter import adapter_sha256
 from shared.errors import StorageError
-from shared.messages import PARTS
+from shared.parts import PARTS
 
 ADAPTER = {"x.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 SHA, OTHER = "a" * 64, "b" * 64

@@ -24,16 +24,8 @@ from shared.adapter import (
 )
 from shared.config import JobConfig, parse_job
 from shared.fixedpoint import encode as to_steps
-from shared.messages import (
-    Description,
-    Reply,
-    Request,
-    TrainSummary,
-    decode_request,
-    encode,
-    join_parts,
-    unpack_parts,
-)
+from shared.messages import Description, Reply, Request, TrainSummary, decode_request, encode
+from shared.parts import join_parts, unpack_parts
 from shared.privacy.clipping import clip
 from shared.results import SiteEvaluation
 from shared.security.claims import split_signed

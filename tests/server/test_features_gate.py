@@ -9,7 +9,8 @@ from server.planning import Asking
 from server.roster import KnownSite
 from server.validation import Admitted, Rejected, judge, largest_body
 from shared.adapter import SharedAdapter
-from shared.messages import Reply, Request, TrainSummary, encode, part_digests
+from shared.messages import Reply, Request, TrainSummary, encode
+from shared.parts import part_digests
 
 ITEMS, WIDTH = 5, 8
 COMMON = {tower: np.eye(ITEMS, WIDTH, dtype=np.float32) for tower in ("image", "text")}

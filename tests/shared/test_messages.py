@@ -22,13 +22,10 @@ from shared.messages import (
     enclose,
     encode,
     encode_header,
-    join_parts,
-    pack_parts,
-    part_digests,
     question_of,
-    unpack_parts,
     with_attempt,
 )
+from shared.parts import join_parts, pack_parts, part_digests, unpack_parts
 from shared.versions import PROTOCOL, program_version
 
 SHA = "a" * 64

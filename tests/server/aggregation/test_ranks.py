@@ -18,8 +18,9 @@ from server.validation import Admitted, judge
 from shared.adapter import AdapterLayout, AdapterUpdate, LayerShape, SharedAdapter, factor_name
 from shared.config import JobConfig, parse_job
 from shared.fixedpoint import choose_scale, encode
-from shared.messages import PARTS, Reply, Request, TrainSummary, decode_request
+from shared.messages import Reply, Request, TrainSummary, decode_request
 from shared.messages import encode as encode_message
+from shared.parts import PARTS
 from shared.ranks import filled, leading
 from tests.server.aggregation.sites_in_memory import (
     LAYERS,

@@ -7,7 +7,6 @@ import pytest
 from server.job_text import to_toml
 from shared.privacy.statement import Statement
 from simulations.audit.results import AUDIT, AuditReport, read_audit, write_audit
-from simulations.audit.table import BEGIN, END
 from simulations.simulate import simulate
 
 SMALL = ("--canaries", "24", "--gradients", "200", "--records", "3")
@@ -46,7 +45,7 @@ def test_bad_input_is_one_line(command, tmp_path, monkeypatch, arguments, said):
 
 def test_a_run_is_audited_told_and_exported(command, run, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"# Page\n{BEGIN}\n{END}\n")
+    page.write_text("# Page\n<!-- audit: begin -->\n<!-- audit: end -->\n")
     ended = command("audit", run, *SMALL, "--write", page)
     assert ended.code == 0, ended.err
     assert f"Next     open the report; consilia export {run} --to DIR" in ended.out

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shared.errors import ConfigError, RefusedError, RunDirectoryError
+from shared.errors import RefusedError, RunDirectoryError
 from shared.privacy.statement import Claim, Statement, claimed
 from simulations.audit.gate import OVERRIDES, pass_gate
 from simulations.audit.results import (
@@ -17,7 +17,7 @@ from simulations.audit.results import (
     write_audit,
 )
 from simulations.audit.statements import audited
-from simulations.audit.table import BEGIN, END, markdown, put_between
+from simulations.report.privacy import attacks
 from simulations.report.privacy import audited as lines_of
 
 ADAPTER = "a" * 64
@@ -179,15 +179,8 @@ def test_the_report_shows_what_was_found_and_what_was_not_run():
     named = dict(lines_of(report(**BAD["bound"])))
     assert named["Outcome"][0] == "failed"
     assert "200 phantom patients" in named["Planted pairs"][0]
-    assert any("refuted" in line for name in named for line in named[name])
+    found = attacks(report(**BAD["bound"]))
+    assert len(found) == 4  # membership, two bounds, inversion
+    assert any("refuted" in what for _, _, what in found)
     assert dict(lines_of(None))["Membership test"] == ["not run"]
-
-
-def test_the_table_goes_between_the_markers_only():
-    page = f"before\n{BEGIN}\nearlier\n{END}\nafter"
-    new = put_between(page, markdown(report(), "consilia audit runs/x"))
-    assert new.startswith(f"before\n{BEGIN}\n\n```console\n$ consilia audit runs/x")
-    assert new.endswith(f"{END}\nafter")
-    assert "earlier" not in new
-    with pytest.raises(ConfigError, match="two lines"):
-        put_between("nothing", "x")
+    assert attacks(None) == []

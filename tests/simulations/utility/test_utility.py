@@ -13,7 +13,7 @@ from simulations.utility.__main__ import JOB, carry_out, chosen_rates, main
 from simulations.utility.cells import Score, kept
 from simulations.utility.distributed import MISSING, unmasked
 from simulations.utility.plan import EPSILONS, REFERENCES, ROWS, Cell, Row, best_rate, make_plan
-from simulations.utility.table import BEGIN, END, markdown, put_between
+from simulations.utility.table import PAGE, markdown
 
 
 @pytest.fixture
@@ -116,13 +116,6 @@ def test_the_table_prints_gains_and_losses_as_they_are(plan, scores):
     assert "separable altfold at \N{GREEK SMALL LETTER EPSILON} = 1 0.004" in text
 
 
-def test_the_page_keeps_everything_around_the_table():
-    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert put_between(page, "new") == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
-    with pytest.raises(ConfigError, match="needs the lines"):
-        put_between("nothing", "new")
-
-
 def test_a_job_of_too_few_sites_is_refused(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text(JOB.read_text().replace(', "intensive-care"', ""))
@@ -136,5 +129,5 @@ def test_a_job_that_is_not_there_ends_with_2(tmp_path):
 
 def test_the_page_has_the_place_for_the_table_and_names_its_command():
     page = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text()
-    table = page.split(BEGIN)[1].split(END)[0]
+    table = page.split(f"<!-- {PAGE}: begin -->")[1].split(f"<!-- {PAGE}: end -->")[0]
     assert "python -m simulations.utility" in table
