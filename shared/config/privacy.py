@@ -22,6 +22,10 @@ class PrivacyConfig(Table):
     """
 
     differential_privacy: bool = False
+    mode: Literal["local", "distributed", "site-level"] = "local"
+    """Who adds noise for whom: each site for its patients (``local``); all sites together for all
+    patients, in one masked sum per step (``distributed``); the coordinator for whole sites
+    (``site-level``)."""
     unit: Literal["patient", "record", "site"] = "patient"
     """What one more or less is hidden; only patients can be trained for."""
     objective: Literal["separable", "grouped", "in-batch"] = "separable"
@@ -68,6 +72,8 @@ _FIELDS: Final = {
 def privacy_fields_left_out(config: PrivacyConfig) -> set[str]:
     """Return what a job's digest leaves out: everything, where there is no privacy to speak of."""
     secure = set() if config.secure_aggregation else {_SECURE}
+    if config.mode == "local":
+        secure |= {"mode"}
     if not config.differential_privacy:
         return set(PrivacyConfig.model_fields) - {_PLAIN, _SECURE} | secure
     return secure if config.objective == _GROUPED else {"group_size"} | secure
@@ -84,6 +90,7 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
     asked = config.noise_multiplier if noise is None else noise
     grouped = config.objective == _GROUPED
     return PrivacyPlan(
+        mode=config.mode,
         unit=config.unit,
         patients=1,
         objective="separable" if config.objective == "separable" else "in-batch",
@@ -131,6 +138,8 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
                 "privacy.group_size is about groups of patients, and privacy.objective = "
                 f"'{config.objective}' makes none; use objective = 'grouped', or leave it out"
             )
+    if config.mode != "local":
+        yield f"privacy.mode = '{config.mode}': not carried out yet; use 'local'"
     for objection in objections(plan_of(job)):
         yield f"{_FIELDS.get(objection.code, 'privacy')}: {objection.why}"
     yield from _beside_other_tables(job)
