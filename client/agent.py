@@ -35,6 +35,7 @@ from client.release import (
     EncodedUpdate,
     change_of,
     encode_update,
+    noised_update,
     release_again,
     release_description,
     release_done,
@@ -307,6 +308,7 @@ class SiteAgent:
             gradient_norms=dict(adapter.gradient_norms),
             discrepancy=dict(adapter.discrepancy),
             steps=adapter.steps,
+            expected=trained.noised.expected if trained.noised else None,
         )
         if trained.features is not None:
             released = kept = release_features(
@@ -319,7 +321,10 @@ class SiteAgent:
             start = work.shared.factors
             if rank < work.encoder.layout.rank:
                 sent, start = leading(sent, rank), leading(start, rank)
-            update = encode_update(reply, change_of(sent, start), layout, summary, policy)
+            if trained.noised is None:
+                update = encode_update(reply, change_of(sent, start), layout, summary, policy)
+            else:
+                update = noised_update(reply, trained.noised.steps, layout, summary)
             if request.secure is None:
                 released = kept = release_update(reply, update, self._audit)
             else:

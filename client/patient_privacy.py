@@ -7,7 +7,6 @@ ledger before anything of it leaves.
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from client.data.records import SiteData
 from client.keeping import IN_THE_CLEAR, Keeping
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
+from client.ledger.entries import Mode
 from client.patient_steps import PatientSteps, entries_of, steps_of
 from client.policy import SitePolicy
 from client.privacy_policy import Asked, PrivacyPolicy, Terms, check_plan, terms
@@ -25,10 +25,16 @@ from client.proxy import ProxySet
 from shared.adapter import AdapterLayout
 from shared.config import JobConfig
 from shared.config.privacy import plan_of
+from shared.distributed_noise import calibrated, grid_at, noise_of
 from shared.errors import RefusedError
 from shared.messages import Request
-from shared.privacy.accountant import Spend, noise_for
+from shared.privacy.accountant import Spend
+from shared.privacy.mechanism import Grid
 from shared.privacy.statement import Statement, unclaimed
+
+_SAME = 5e-3
+"""Noise for the same epsilon differs by less from site to site: those without a tower have fewer
+numbers that get any."""
 
 LEDGER = "privacy"
 """Folder of the ledger in the site's own."""
@@ -62,11 +68,13 @@ class Promise:
         steps: How its steps are taken.
         terms: The stricter of policy and job.
         release: What is about to leave, with the steps that are planned.
+        grid: Of the site's share of the noise, where all sites of a sum add it together.
     """
 
     steps: PatientSteps
     terms: Terms
     release: Release
+    grid: Grid | None = None
 
 
 class PatientPrivacy:
@@ -114,7 +122,9 @@ class PatientPrivacy:
         job = request.job
         holding = terms(budget, _asked(job))
         patients = np.unique(data.splits["train"].patients)
-        noise = _noise(job, holding, layout, data)
+        noise, shares = _noise(job, holding, layout, data), 1
+        if job.privacy.noised_together:
+            noise, shares = _noise_of_all(job, layout, noise, budget), job.privacy.noise_shares
         plan = replace(
             plan_of(job, noise),
             patients=len(patients),
@@ -132,13 +142,14 @@ class PatientPrivacy:
             run=request.run,
             round=request.round,
             attempt=request.attempt,
-            mode="local",
+            mode=_added_by(job),
+            shares=shares,
             data_sha256=_digest(data),
             spend=Spend(
                 sampling=steps.rate,
                 noise=noise,
                 steps=int(job.train.steps or 0),
-                entries=max(1, entries_of(layout, request.factors, data.towers)),
+                entries=max(1, entries_of(layout, request.factors, data.towers)) * shares,
             ),
             clip=holding.clip,
             sensitivity=steps.sensitivity,
@@ -147,7 +158,7 @@ class PatientPrivacy:
         people = {data.people[number] for number in patients}
         ledger.enrol(Population(budget.population, release.data_sha256, people))
         ledger.check(release, holding)
-        return Promise(steps, holding, release)
+        return Promise(steps, holding, release, _grid(request, layout))
 
     def spend(self, promise: Promise, steps: int) -> Receipt:
         """Write down the steps that were really taken; call it before anything of them leaves.
@@ -213,6 +224,7 @@ def with_simulated_budget(policy: SitePolicy, job: JobConfig) -> SitePolicy:
         delta=asked.delta,
         least_noise=0.3,
         largest_clip=asked.clip_norm,
+        distributed=True,
     )
     return policy.model_copy(update={"privacy": budget})
 
@@ -234,7 +246,7 @@ def _blank(data: SiteData) -> int:
 
 
 def _noise(job: JobConfig, holding: Terms, layout: AdapterLayout, data: SiteData) -> float:
-    """Return the noise multiplier of a step: as asked, or as the run's epsilon needs it.
+    """Return the noise multiplier that a step needs: as asked, or as the run's epsilon needs it.
 
     Raises:
         RefusedError: ``privacy-budget`` if no noise is enough.
@@ -243,16 +255,57 @@ def _noise(job: JobConfig, holding: Terms, layout: AdapterLayout, data: SiteData
         return holding.noise
     entries = max(1, entries_of(layout, ("A", "B"), data.towers))
     steps = job.rounds * int(job.train.steps or 0)
-    found = _calibrated(
-        holding.run_epsilon, holding.delta, job.privacy.sampling_rate, steps, entries
-    )
+    try:
+        found = calibrated(
+            holding.run_epsilon, holding.delta, job.privacy.sampling_rate, steps, entries
+        )
+    except ValueError as error:
+        raise RefusedError("privacy-budget", str(error)) from None
     return max(holding.noise, found)
 
 
-@lru_cache(maxsize=64)
-def _calibrated(epsilon: float, delta: float, rate: float, steps: int, entries: int) -> float:
-    plan = Spend(sampling=rate, noise=1.0, steps=steps, entries=entries)
+def _noise_of_all(
+    job: JobConfig, layout: AdapterLayout, needed: float, budget: PrivacyPolicy
+) -> float:
+    """Return the noise multiplier of a sum that all sites add noise to.
+
+    Raises:
+        RefusedError: ``privacy-budget`` if no noise is enough; ``privacy-plan`` if the site's
+            policy leaves no noise to others, or asks for more than they add.
+    """
+    if not budget.distributed:
+        raise RefusedError(
+            "privacy-plan",
+            "the job has the sites of a sum add the noise together, and the site's policy does not "
+            "rely on others' noise; allow it with privacy.distributed = true, or ask for a job "
+            "with privacy.mode = 'local'",
+        )
     try:
-        return noise_for(epsilon, delta, plan)
+        noise = noise_of(job, layout)
     except ValueError as error:
         raise RefusedError("privacy-budget", str(error)) from None
+    if needed > noise * (1 + _SAME):
+        raise RefusedError(
+            "privacy-plan",
+            f"the sites of the sum add noise {noise:.4g} together, and the site's policy needs "
+            f"{needed:.4g}; a smaller epsilon or delta in the job, or more noise, would do",
+        )
+    return noise
+
+
+def _grid(request: Request, layout: AdapterLayout) -> Grid | None:
+    """Return the grid of the site's share of the noise; ``None`` where it adds all of it.
+
+    Raises:
+        RefusedError: ``privacy-plan`` if it does not fit the round's scale.
+    """
+    if not request.job.privacy.noised_together:
+        return None
+    try:
+        return grid_at(request.scale, request.job, layout, request.factors, request.cohort)
+    except ValueError as error:
+        raise RefusedError("privacy-plan", str(error)) from None
+
+
+def _added_by(job: JobConfig) -> Mode:
+    return "distributed" if job.privacy.noised_together else "local"

@@ -124,6 +124,11 @@ class SitePolicy(BaseModel):
         """Return the policy itself: one that is in no file does not change."""
         return self
 
+    @property
+    def curious_sites(self) -> int:
+        """How many of the others in a sum may work against the site."""
+        return self.privacy.curious_sites if self.privacy else 1
+
     def allows_base(self, sha256: str) -> bool:
         """Return whether the site works with a base."""
         return allows(self.base_sha256, sha256)

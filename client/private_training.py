@@ -18,6 +18,7 @@ trained anew is another one.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -40,18 +41,17 @@ from shared.model.encoder import DualEncoder
 from shared.model.stack import AdapterStack
 from shared.model.view import AdapterView
 from shared.privacy.mechanism import (
+    IN_SINGLE_PRECISION,
+    Grid,
     clipped_sum,
     local_grid,
     noised,
+    noised_steps,
 )
 from shared.privacy.noise import Draw, operating_system
 
 _PATIENTS_AT_ONCE = 32
 _RECORDS_AT_ONCE = 64
-IN_SINGLE_PRECISION = 1 + 2.0**-10
-"""Gradients are single precision, and their last bits depend on who else is computed beside them.
-The noise is for a norm that is longer by so much: a thousand patients of whom each moves by 2**-20
-of the norm."""
 
 _VECTOR = "trained"
 
@@ -84,6 +84,79 @@ def train_privately(
             set has pictures of the site's own.
         TrainingError: ``no-training-data``, or ``abandoned``.
     """
+    gradients, patients = _at_the_start(encoder, task, job, steps, draw)
+    try:
+        _descend(gradients, patients, task, job, steps, draw)
+        return TrainedAdapter(gradients.factors(), None, int(job.train.steps or 0), {}, {})
+    finally:
+        gradients.close()
+
+
+@dataclass(frozen=True)
+class NoisedSum:
+    """What a site gives to the sum of a step; see ``give_to_the_sum``.
+
+    Attributes:
+        steps: Minus the noised sum of clipped gradients by factor, in whole steps mod 2**32.
+        expected: Patients, or groups, that a step of the site is taken to have; not its exact
+            number.
+    """
+
+    steps: dict[str, NDArray[np.uint32]]
+    expected: int
+
+
+def give_to_the_sum(
+    encoder: DualEncoder,
+    task: SiteTask,
+    job: JobConfig,
+    steps: PatientSteps,
+    grid: Grid,
+    draw: Draw = operating_system,
+) -> NoisedSum:
+    """Return one step's sum of clipped gradients, with the site's share of the noise.
+
+    Nothing is trained here: what becomes of the sum of all sites is the coordinator's to decide.
+
+    Args:
+        encoder: In single precision; left without a stack.
+        task: What the gradients are at, and of which factors.
+        job: Whether pictures are moved.
+        steps: Clipping and sampling.
+        grid: How fine, and how much noise (``shared.distributed_noise.grid_at``); it may leave
+            through secure aggregation only.
+        draw: Where random bytes come from; of any other source than the operating system nothing
+            may be claimed.
+
+    Raises:
+        RefusedError: As ``train_privately``.
+        TrainingError: As ``train_privately``.
+    """
+    total = step_sum(encoder, task, job, steps, draw)
+    noised_total = {
+        name: noised_steps(-values.reshape(-1), grid, draw).astype(np.uint32).reshape(values.shape)
+        for name, values in total.items()
+    }
+    step_done(1, 1)
+    return NoisedSum(noised_total, max(1, round(steps.expected)))
+
+
+def step_sum(
+    encoder: DualEncoder, task: SiteTask, job: JobConfig, steps: PatientSteps, draw: Draw
+) -> dict[str, NDArray[np.float64]]:
+    """Return the sum of the clipped gradients of those drawn, by factor; it must not leave."""
+    gradients, patients = _at_the_start(encoder, task, job, steps, draw)
+    try:
+        total = patient_sum(gradients, units_of_a_step(patients, steps, draw), steps.clip)
+        return gradients.by_factor(total)
+    finally:
+        gradients.close()
+
+
+def _at_the_start(
+    encoder: DualEncoder, task: SiteTask, job: JobConfig, steps: PatientSteps, draw: Draw
+) -> tuple["PatientGradients", list[Batch]]:
+    """Return the gradients at what the site received, and its patients."""
     if encoder.precision != torch.float32:
         raise RefusedError("privacy-plan", "the encoder is not in single precision")
     train = prepare(encoder, task.data, "train")
@@ -95,12 +168,7 @@ def train_privately(
     encoder.use(AdapterView(task.start))
     bank = open_bank(encoder, task.data, steps.public, job.train, groups=bool(steps.groups))
     rows = min(_PATIENTS_AT_ONCE, steps.groups or len(patients))
-    gradients = PatientGradients(encoder, train, bank, task, rows, _shift(job, draw))
-    try:
-        _descend(gradients, patients, task, job, steps, draw)
-        return TrainedAdapter(gradients.factors(), None, int(job.train.steps or 0), {}, {})
-    finally:
-        gradients.close()
+    return PatientGradients(encoder, train, bank, task, rows, _shift(job, draw)), patients
 
 
 class PatientGradients:
@@ -165,6 +233,15 @@ class PatientGradients:
             self._stack.values[0, each] = self.values[start : start + width]
             start += width
         return self._stack.read(0, self._factors, self._towers)
+
+    def by_factor(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return (d,) numbers, in the order of ``values``, by factor."""
+        found, start = {}, 0
+        for name, values in self._stack.read(0, self._factors, self._towers).items():
+            end = start + values.size
+            found[name] = vector[start:end].reshape(values.shape)
+            start = end
+        return found
 
     def close(self) -> None:
         """Give the encoder back without the stack."""

@@ -258,6 +258,33 @@ def encode_update(
     )
 
 
+def noised_update(
+    answer: Answer,
+    steps: Mapping[str, NDArray[np.uint32]],
+    layout: AdapterLayout,
+    summary: TrainSummary,
+) -> EncodedUpdate:
+    """Make a noised sum of gradients ready for the sum of all sites; it leaves in no other way.
+
+    Args:
+        answer: Whose reply it is.
+        steps: By factor, in fixed point with the site's share of the noise.
+        layout: Of the site's own encoder.
+        summary: With the patients that the site's steps are taken to have.
+
+    Raises:
+        TrainingError: ``wire`` for a tower that is not asked for, or weighed other than 1: a
+            weight would multiply the noise of one site, and what its patients may change.
+    """
+    request = _known(answer)
+    towers = {layout.tower_of(name) for name in steps}
+    if any(request.weights.get(tower) != 1 for tower in towers):
+        raise TrainingError("wire", REFUSALS["wire"])
+    _check_fits(layout, form_of(steps))
+    said = TrainSummary(expected=summary.expected)
+    return EncodedUpdate(steps, dict.fromkeys(sorted(towers), 1), request.scale, said)
+
+
 def release_stage(answer: Answer, message: bytes, audit: AuditLog) -> bytes:
     """Release the site's message of a stage of secure aggregation, and nothing beside it.
 

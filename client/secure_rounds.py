@@ -98,7 +98,8 @@ def asked_by(request: Request, layout: AdapterLayout) -> Asked:
         adapter=adapter_digest(request.parts),
         scale=request.scale,
         clip_norm=request.job.aggregate.clip_norm,
-        form=form_of(layout, request.factors, request.cohort),
+        form=form_of(request.job, layout, request.factors, request.cohort),
+        noise_shares=request.job.privacy.noise_shares if request.job.privacy.noised_together else 0,
         towers=tuple(sorted(request.weights)),
     )
 
@@ -134,6 +135,7 @@ def secure_sums_of(home: Path, state: Path, policy: PolicySource) -> SecureSums 
             roster={member.name: member.signing_keys(now) for member in kit.roster.members},
             least_sites=allowed.minimum_cohort,
             least_summed=allowed.minimum_summed,
+            curious_sites=allowed.curious_sites,
         )
 
     return SecureSums(key, demands, SummedOnce(state / "summed.json"))

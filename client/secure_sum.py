@@ -37,6 +37,7 @@ SECURE_REFUSALS: Final[Mapping[str, str]] = {
     "secure-share": "a share of secure aggregation is not right",
     "secure-survivors": "the site did not mask its change for the sites that are said to be left",
     "secure-too-few": "too few sites are left in the session of secure aggregation",
+    "secure-noise": "the sum may have less noise than the site's patients are promised",
     "secure-form": "the change does not have the form of the session",
     "secure-range": "a weight or measure does not fit the session",
     "secure-other-sum": "the site unmasked another sum of this round before, and does so once",
@@ -59,6 +60,7 @@ class Asked:
         clip_norm: The job's; the site clips to its own limit if that is lower.
         form: What the site's vector looks like.
         towers: What the site is to train, sorted.
+        noise_shares: So many sites' noise is enough; 0 where sites add none together.
     """
 
     run: str
@@ -71,6 +73,7 @@ class Asked:
     clip_norm: float
     form: VectorForm
     towers: tuple[Tower, ...] = ()
+    noise_shares: int = 0
 
     def check(self, session: Session, site: str) -> None:
         """Raise unless the session is about this request to a site.
@@ -146,6 +149,7 @@ class SecureSums:
         demands = self._demands()
         demands.check(session)
         asked.check(session, demands.site)
+        demands.check_noise(session, asked.noise_shares)
         if self._under_way is None or self._under_way.session != session:
             part = SiteSum(session, demands.site, self._key, self._randomness)
             self._under_way = _UnderWay(session, asked.form, demands.site, part)
@@ -223,7 +227,7 @@ class SecureSums:
         def agreed() -> bytes:
             places = Survivors.decode(survivors, found.session).sites
             found.survivors = tuple(found.session.participants[place].name for place in places)
-            found.session.check_towers(found.site, found.survivors)
+            found.session.check_towers(found.survivors)
             self._summed.check(found.session, found.survivors)
             return found.part.agree(survivors)
 

@@ -12,7 +12,7 @@ from client.features import Exchange, begin_exchange
 from client.own_factor import with_own
 from client.patient_privacy import Promise
 from client.personalization import Personalized, PersonalTask, personalize
-from client.private_training import train_privately
+from client.private_training import NoisedSum, give_to_the_sum, train_privately
 from client.proxy import ProxySet
 from client.training import SiteTask, TrainedAdapter, train_shared
 from client.validation import validation_losses
@@ -61,12 +61,14 @@ class Work:
 class Trained:
     """A trained adapter, and the validation loss of what it started from, in nats.
 
-    ``features`` are what leaves in its place, by tower, where sites exchange features.
+    ``features`` are what leaves in its place, by tower, where sites exchange features; ``noised``
+    is what leaves where sites give noised sums of gradients, and nothing was trained.
     """
 
     adapter: TrainedAdapter
     loss_before: float | None
     features: Mapping[Tower, Array] | None = None
+    noised: NoisedSum | None = None
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,11 @@ def _train_privately(work: Work) -> Trained | Exception:
     if work.promise is None or not _can_train(work):
         return _nothing_to_train()
     try:
-        job = work.request.job
-        found = train_privately(work.encoder, _task(work), job, work.promise.steps)
+        job, promise = work.request.job, work.promise
+        if promise.grid is not None:
+            noised = give_to_the_sum(work.encoder, _task(work), job, promise.steps, promise.grid)
+            return Trained(TrainedAdapter({}, None, 1, {}, {}), None, noised=noised)
+        found = train_privately(work.encoder, _task(work), job, promise.steps)
     except Exception as error:
         return error
     return Trained(found, None)

@@ -283,9 +283,9 @@ class RoundEngine:
         # Where sites are in one process none of them can be slow by itself.
         before = self._records[-_TELLING:] if self.persistence else ()
         plan = plan_round(self.job, self._roster, number, before)
-        if self._secure:
-            plan = self._secure.plan(plan)
         factors = self._rule.trains(number)
+        if self._secure:
+            plan = self._secure.plan(plan, factors)
         attempt = self.history.open_round(self.store.run, number)
         self._events.emit(
             "round-started",

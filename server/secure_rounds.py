@@ -8,7 +8,7 @@ and unmasks it with one set of sites only.
 """
 
 import base64
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -18,14 +18,15 @@ from server.planning import RoundPlan, StageOfRound, planned_before
 from server.questions import Answer, Question
 from server.records import ABORTED, SPOILED
 from server.roster import Roster
-from server.secure_session import Members, session_of
+from server.secure_session import Members, session_of, threshold_of
 from server.sum_gate import objection_to_sum
-from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Tower
+from shared.adapter import TOWERS, AdapterLayout, AdapterUpdate, Factor, Tower
 from shared.config import JobConfig
-from shared.errors import QuorumError, SecureSumError
+from shared.distributed_noise import scale_of
+from shared.errors import ConfigError, QuorumError, SecureSumError
 from shared.messages import RequestKind
 from shared.results import ParticipationState
-from shared.secure_round import form_of, means_of
+from shared.secure_round import form_of, means_of, per_patient
 from shared.security.secagg.coordinator import CoordinatorSum, SecureTotal
 from shared.security.secagg.session import LEAST_SITES, Session
 from shared.security.secagg.site import Stage
@@ -78,6 +79,15 @@ class _Course:
             )
         self.answers[answer.site] = replace(answer, message=b"")
 
+    def losses(self) -> str:
+        """Return in brackets which sites were lost and why; nothing if none was."""
+        lost = [
+            f"{site}: {each.reason or each.state}"
+            for site, each in sorted(self.answers.items())
+            if each.state != "in"
+        ]
+        return f" ({'; '.join(lost)})" if lost else ""
+
     @property
     def steady(self) -> frozenset[str]:
         """Sites that answered all that they were asked."""
@@ -119,18 +129,23 @@ class SecureRounds:
         self._roster.least = LEAST_SITES
         self._roster.required = frozenset(first.survivors or ()) if first else frozenset()
 
-    def plan(self, plan: RoundPlan) -> RoundPlan:
+    def plan(self, plan: RoundPlan, factors: Sequence[Factor]) -> RoundPlan:
         """Return the plan of an attempt: weights and scale of the first one that masked anything.
 
         Sites that were lost in the attempt before are left out once, if the others are enough.
 
+        Args:
+            plan: As it would be without secure aggregation.
+            factors: Which the sites train.
+
         Raises:
+            ConfigError: If the noise that sites are to add together does not fit into sums.
             StorageError: If what that attempt began with cannot be read.
         """
         first = self._plans.read(plan.round)
         if first is None:
             weights = {site: dict(plan.weights[site]) for site in plan.asked}
-            first = FirstPlan(weights=weights, scale=plan.scale)
+            first = FirstPlan(weights=weights, scale=self._scale(plan, factors))
         self._first = first
         whole = self._job.aggregate.cohort is None
         if first.survivors is not None:  # some may have unmasked the sum over these already
@@ -147,7 +162,18 @@ class SecureRounds:
         weights = [self._first.weights[site] for site in sites]
         in_towers = [sum(tower in each for each in weights) for tower in TOWERS]
         alone = any(0 < training < LEAST_SITES for training in in_towers)
-        return len(sites) >= max(LEAST_SITES, quorum) and not alone
+        least = threshold_of(self._job, dict(zip(sites, weights, strict=True)), quorum)
+        return len(sites) >= max(LEAST_SITES, least) and not alone
+
+    def _scale(self, plan: RoundPlan, factors: Sequence[Factor]) -> float:
+        """Return a round's steps per unit; where sites add noise together, those of its grid."""
+        if not self._job.privacy.noised_together:
+            return plan.scale
+        parties = max(len(plan.asked), self._job.privacy.noise_shares)  # fewer get no session
+        try:
+            return scale_of(self._job, self._layout, factors, parties)
+        except ValueError as error:
+            raise ConfigError(f"{self._job.name}: privacy: {error}") from None
 
     def sum(self, opened: OpenRound) -> Iterator[AdapterUpdate]:
         """Carry a session out, and yield the sum of its changes as one update.
@@ -156,7 +182,9 @@ class SecureRounds:
             AbortedSumError: If nothing came of it; nobody learned anything.
             QuorumError: If there are too few sites to begin with.
         """
-        form = form_of(self._layout, opened.asking.request.factors, len(opened.plan.asked))
+        form = form_of(
+            self._job, self._layout, opened.asking.request.factors, len(opened.plan.asked)
+        )
         course = _Course()
         try:
             session = session_of(opened.plan, opened.asking, self._first, self._members, form)
@@ -166,7 +194,8 @@ class SecureRounds:
             self._steady = opened.plan.round, course.steady
             self._note_aborted(opened, course)
             raise AbortedSumError(
-                error.reason, f"round {opened.plan.round}: {error.reason}: {error}"
+                error.reason,
+                f"round {opened.plan.round}: {error.reason}: {error}{course.losses()}",
             ) from None
         self._gate(opened, update, total.survivors)
         for site, answer in sorted(course.answers.items()):
@@ -176,7 +205,7 @@ class SecureRounds:
         for site in total.suspects:
             self._tell_lost(opened.plan.round, site, "secure-share", "refused")
         opened.means = means_of(update.metrics)
-        yield update
+        yield per_patient(update) if self._job.privacy.noised_together else update
 
     def _note_aborted(self, opened: OpenRound, course: _Course) -> None:
         """Record what became of the sites; those that did all they were asked are not lost."""
@@ -198,8 +227,7 @@ class SecureRounds:
         for site in survivors:
             for tower, weight in opened.plan.weights[site].items():
                 weights[tower] = weights.get(tower, 0) + weight
-        limit = self._job.aggregate.clip_norm
-        reason = objection_to_sum(update, self._layout, weights, limit, len(survivors))
+        reason = objection_to_sum(update, self._layout, weights, self._job, len(survivors))
         if reason is None:
             return
         for site in opened.plan.asked:
@@ -262,8 +290,7 @@ class SecureRounds:
                 "the sum over other sites may have been unmasked in an attempt before, and a site "
                 "unmasks one only; all of those are needed: " + ", ".join(first.survivors or ()),
             )
-        for site in survivors:
-            session.check_towers(site, survivors)
+        session.check_towers(survivors)
 
     def _take(self, server: CoordinatorSum, answer: Answer, number: int, course: _Course) -> None:
         """Hand a site's answer to the session, and tell what became of it."""

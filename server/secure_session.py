@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from server.first_plan import FirstPlan
 from server.planning import Asking, RoundPlan
 from shared.adapter import TOWERS, Tower
+from shared.config import JobConfig
 from shared.errors import SecureSumError
 from shared.parts import part_digests
 from shared.secure_round import adapter_digest
@@ -26,6 +27,25 @@ class Members:
 
     consortium: str
     key_of: Callable[[str], str | None]
+
+
+def threshold_of(job: JobConfig, weights: Mapping[str, Mapping[Tower, int]], quorum: int) -> int:
+    """Return how many sites of a session must answer every stage.
+
+    Where sites add noise together, so many that in every tower enough are left whose noise it
+    needs, and one more, which may be curious.
+
+    Args:
+        job: The job.
+        weights: Of the sites that are asked, per tower.
+        quorum: Least sites in a sum.
+    """
+    least = max(least_threshold(len(weights)), quorum)
+    if not job.privacy.noised_together:
+        return least
+    towers = {tower for each in weights.values() for tower in each}
+    without = max((sum(t not in each for each in weights.values()) for t in towers), default=0)
+    return max(least, without + job.privacy.noise_shares + 1)
 
 
 def session_of(
@@ -50,6 +70,13 @@ def session_of(
             "secure-too-few", f"{len(plan.asked)} sites are there, expected at least {least}"
         )
     request = asking.request
+    threshold = threshold_of(request.job, {s: plan.weights[s] for s in plan.asked}, plan.quorum)
+    if threshold > len(plan.asked):
+        raise SecureSumError(
+            "secure-too-few",
+            f"{len(plan.asked)} sites are there, expected {threshold} whose noise together is "
+            "enough in every tower; fewer privacy.noise_shares would do",
+        )
     try:
         session = Session(
             consortium=members.consortium,
@@ -64,13 +91,12 @@ def session_of(
             scale=request.scale,
             clip_norm=request.job.aggregate.clip_norm,
             total_weight=_heaviest(first.weights.values()),
-            threshold=max(least_threshold(len(plan.asked)), plan.quorum),
+            threshold=threshold,
             participants=tuple(_participant(plan, site, members) for site in sorted(plan.asked)),
         )
     except ValidationError as error:
         raise SecureSumError("secure-session", error.errors()[0]["msg"]) from None
-    for site in plan.asked:
-        session.check_towers(site, plan.asked)
+    session.check_towers(plan.asked)
     return session
 
 

@@ -167,6 +167,9 @@ class TrainSummary(_Header):
     tower runs ahead. Empty unless the site trained both."""
     clipped: bool = False
     steps: int = 0
+    expected: int | None = None
+    """Patients that a step of the site is taken to have; where sites give noised sums, through
+    secure aggregation only."""
 
 
 class Reply(_Versioned):

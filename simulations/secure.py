@@ -51,5 +51,6 @@ class SimulatedConsortium:
             roster={name: (each.public,) for name, each in self._keys.items()},
             least_sites=max(LEAST_SITES, policy.minimum_cohort),
             least_summed=policy.minimum_summed,
+            curious_sites=policy.curious_sites,
         )
         return SecureSums(key, lambda: demands, SummedOnce(site.state / "summed.json"))

@@ -1,5 +1,6 @@
 """The statement of what a ledger's entries add up to."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ from shared.privacy.statement import (
     Claim,
     Statement,
     claimed,
+    rounded_up,
     sampling_words,
     trust_of,
     unclaimed,
@@ -61,12 +63,31 @@ def statement(
         sampling="; and ".join(sampling_words(rate) for rate in rates),
         steps=sum(spend.steps for spend in spends),
         composed=_composed(entries),
-        trust=trust_of(mode),
+        trust=_trust(entries, mode, delta),
         accountant=accountant_version(),
         audit_bound=bound,
         audit_confidence=confidence,
     )
     return claimed(claim)
+
+
+def _trust(entries: Sequence[Entry], mode: Mode, delta: float) -> str:
+    """Return whom the promise holds against; where it leans on others, what is left without."""
+    if mode == "local":
+        return trust_of(mode)
+    releases = [entry.release for entry in entries if entry.release.spend.steps]
+    # With the least noise that any of them would have by itself, which is quick to account.
+    alone = [
+        release.spend.model_copy(update={"noise": release.spend.noise / math.sqrt(release.shares)})
+        for release in releases
+    ]
+    most = max(release.shares for release in releases)
+    left = epsilon(alone, delta)
+    without = f"epsilon {rounded_up(left)}" if left < math.inf else "nothing that is worth a number"
+    return (
+        f"{trust_of(mode)}; here {most} honest sites in every sum; should all of that fail, the "
+        f"site's own share of the noise keeps {without}"
+    )
 
 
 def _composed(entries: Sequence[Entry]) -> str:

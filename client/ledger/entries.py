@@ -45,6 +45,7 @@ class Release:
         spend: The steps really taken.
         clip: L2 norm that each patient was cut to.
         sensitivity: What one patient can change, in clipping norms.
+        shares: So many sites add the noise together; 1 for a site's own.
     """
 
     population: str
@@ -57,6 +58,7 @@ class Release:
     spend: Spend
     clip: float
     sensitivity: float = 1.0
+    shares: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ class Entry:
     def sha256(self) -> str:
         """Digest of the entry and, through the one before it, of all before it."""
         release = self.release
+        # Left out where the site's own noise is all: so it was before there was any other.
+        left_out = {"spend"} if release.shares > 1 else {"spend", "shares"}
         content = {
             "seq": self.seq,
             "utc": self.utc,
             "previous_sha256": self.previous_sha256,
-            **{k: v for k, v in vars(release).items() if k != "spend"},
+            **{k: v for k, v in vars(release).items() if k not in left_out},
             "spend": release.spend.model_dump(mode="json"),
         }
         return hashlib.sha256(canonical("privacy entry 1", content)).hexdigest()

@@ -320,6 +320,7 @@ def _row(entry: Entry, population_id: int) -> SpendRow:
         entries=release.spend.entries,
         clip=release.clip,
         sensitivity=release.sensitivity,
+        shares=release.shares,
         previous_sha256=entry.previous_sha256,
         sha256=entry.sha256,
     )
@@ -343,6 +344,7 @@ def _read_entries(session: Session) -> list[Entry]:
             ),
             clip=row.clip,
             sensitivity=row.sensitivity,
+            shares=row.shares,
         )
         entry = Entry(row.seq, row.utc, release, row.previous_sha256)
         if entry.sha256 != row.sha256:

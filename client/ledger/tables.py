@@ -59,5 +59,6 @@ class SpendRow(Table):
     entries: Mapped[int] = mapped_column(Integer)
     clip: Mapped[float] = mapped_column(Double)
     sensitivity: Mapped[float] = mapped_column(Double)
+    shares: Mapped[int] = mapped_column(Integer, server_default="1")
     previous_sha256: Mapped[str] = mapped_column(String(64))
     sha256: Mapped[str] = mapped_column(String(64))

@@ -215,9 +215,19 @@ def _what_privacy_implies(values: dict[str, Any]) -> dict[str, Any]:
     privacy = values.get("privacy")
     if not isinstance(privacy, dict) or privacy.get("differential_privacy") is not True:
         return values
+    aggregate: dict[str, Any] = {"weighting": "equal"}
+    train: dict[str, Any] = {}
+    if privacy.get("mode") == "distributed":
+        # One sum a step: the optimiser is the server's, and one factor has half of the noise.
+        aggregate |= {"rule": "ffa", "clip_norm": privacy.get("clip_norm", 1.0)}
+        given = values.get("aggregate", {})
+        if isinstance(given, dict) and given.get("rule", "ffa") == "ffa":
+            aggregate |= {"fold_every": 0, "server_optimizer": "adam"}
+        train = {"steps": 1}
     for table, implied in (
-        ("aggregate", {"weighting": "equal"}),
+        ("aggregate", aggregate),
         ("model", {"precision": "float32"}),
+        ("train", train),
     ):
         given = values.get(table, {})
         if isinstance(given, dict):

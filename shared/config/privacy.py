@@ -47,8 +47,17 @@ class PrivacyConfig(Table):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """C: the gradient of one patient's records, over all trained factors, is cut to this L2
     norm."""
+    noise_shares: Annotated[int, Field(ge=2)] = 2
+    """distributed: k, so many sites' shares of the noise are enough. Every site adds 1 / sqrt(k) of
+    it, and takes part in sums only that are over more sites than k, whoever drops out. More shares
+    are less noise and more trust: that k of the sites in every sum are honest."""
     secure_aggregation: bool = False
     """The coordinator gets the sum of the sites' changes, and no site's own."""
+
+    @property
+    def noised_together(self) -> bool:
+        """Whether a round is one sum of clipped gradients that all sites add noise to."""
+        return self.differential_privacy and self.mode == "distributed"
 
 
 _PLAIN: Final = "differential_privacy"
@@ -65,6 +74,7 @@ _FIELDS: Final = {
     "delta": "privacy.delta",
     "exact-weights": "aggregate.weighting",
     "teacher-personal": "aggregate.rule",
+    "no-secure-aggregation": "privacy.secure_aggregation",
 }
 """Which field of a job an objection to its plan is about."""
 
@@ -74,6 +84,8 @@ def privacy_fields_left_out(config: PrivacyConfig) -> set[str]:
     secure = set() if config.secure_aggregation else {_SECURE}
     if config.mode == "local":
         secure |= {"mode"}
+    if config.mode != "distributed":
+        secure |= {"noise_shares"}
     if not config.differential_privacy:
         return set(PrivacyConfig.model_fields) - {_PLAIN, _SECURE} | secure
     return secure if config.objective == _GROUPED else {"group_size"} | secure
@@ -107,6 +119,7 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
         exact_weights=job.aggregate.weighting != "equal",
         minimum_patients=1,
         secure_aggregation=config.secure_aggregation,
+        sites=config.noise_shares,
     )
 
 
@@ -138,11 +151,38 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
                 "privacy.group_size is about groups of patients, and privacy.objective = "
                 f"'{config.objective}' makes none; use objective = 'grouped', or leave it out"
             )
-    if config.mode != "local":
+    if config.mode == "site-level":
         yield f"privacy.mode = '{config.mode}': not carried out yet; use 'local'"
+    yield from _beside_the_mode(job)
     for objection in objections(plan_of(job)):
         yield f"{_FIELDS.get(objection.code, 'privacy')}: {objection.why}"
     yield from _beside_other_tables(job)
+
+
+def _beside_the_mode(job: "JobConfig") -> Iterator[str]:
+    config = job.privacy
+    if config.mode != "distributed":
+        if config.noise_shares != PrivacyConfig.model_fields["noise_shares"].default:
+            yield (
+                f"privacy.noise_shares is about noise that sites add together, and privacy.mode = "
+                f"'{config.mode}' has none; use mode = 'distributed', or leave it out"
+            )
+        return
+    if job.train.steps != 1:
+        yield (
+            "train.steps: with privacy.mode = 'distributed' a round is one step over all sites, "
+            "whose noise is for one sum; leave steps out, and let rounds be the number of steps"
+        )
+    if job.aggregate.clip_norm != config.clip_norm:
+        yield (
+            "aggregate.clip_norm: with privacy.mode = 'distributed' no change leaves that it could "
+            "clip; leave it out (privacy.clip_norm is for patients)"
+        )
+    if job.train.proximal:
+        yield (
+            "train.proximal: with privacy.mode = 'distributed' sites take no steps that it could "
+            "hold back; leave it out"
+        )
 
 
 def _beside_other_tables(job: "JobConfig") -> Iterator[str]:

@@ -26,6 +26,11 @@ from shared.privacy.noise import (
     random_words,
 )
 
+IN_SINGLE_PRECISION = 1 + 2.0**-10
+"""Gradients are single precision, and their last bits depend on who else is computed beside them.
+The noise is for a norm that is longer by so much: a thousand patients of whom each moves by 2**-20
+of the norm."""
+
 _WORDS = 2**64
 _EXACT = 2**52
 """Whole numbers up to it are exact in double precision."""
@@ -174,11 +179,49 @@ def distributed_grid(
     for bits in range(BITS, LEAST_BITS - 1, -1):
         share = 2.0**bits
         per_unit = _per_unit(share * math.sqrt(parties - missing), entries, sensitivity, noise)
-        room = LARGEST - math.ceil(_NOISE_ROOM * share * math.sqrt(parties)) - parties
-        limit = room // parties
+        limit = _limit(bits, parties)
         if limit >= _LEAST_ROOM * sensitivity * per_unit:
             return Grid(bits, per_unit, limit)
-    raise ValueError(
+    raise _too_wide(noise, parties)
+
+
+def grid_of_scale(
+    per_unit: float, entries: int, sensitivity: float, noise: float, *, parties: int, shares: int
+) -> Grid:
+    """Return the grid of a party that is told how many steps make a unit.
+
+    As ``distributed_grid``, but nobody is trusted with the scale: the noise is what this scale
+    needs, rounded up to the next power of two.
+
+    Args:
+        per_unit: Steps per unit of the sum.
+        entries: Numbers in the sum.
+        sensitivity: Largest L2 norm by which one patient changes the sum.
+        noise: The noise multiplier of the whole sum.
+        parties: Sites that begin a step.
+        shares: So many sites' noise is to be enough.
+
+    Raises:
+        ValueError: If so much noise does not fit into 32 bits, or is too coarse.
+    """
+    needed = noise * (sensitivity * per_unit + 2 * math.sqrt(entries)) / math.sqrt(shares)
+    for bits in range(LEAST_BITS, BITS + 1):
+        if 2.0**bits >= needed:
+            limit = _limit(bits, parties)
+            if limit < _LEAST_ROOM * sensitivity * per_unit:
+                break
+            return Grid(bits, per_unit, limit)
+    raise _too_wide(noise, parties)
+
+
+def _limit(bits: int, parties: int) -> int:
+    """Return how far a party's sum may go so that the sum of all, with its noise, fits 32 bits."""
+    noise = math.ceil(_NOISE_ROOM * 2.0**bits * math.sqrt(parties))
+    return (LARGEST - noise - parties) // parties
+
+
+def _too_wide(noise: float, parties: int) -> ValueError:
+    return ValueError(
         f"noise {noise:g} times the clipping norm over {parties} sites does not fit into sums of "
         "32 bits; expected more noise or fewer sites"
     )

@@ -21,8 +21,8 @@ _TRUST: Final[dict[Mode, str]] = {
         "the site's own machine and software only"
     ),
     "distributed": (
-        "holds against the coordinator and whoever gets the model while secure aggregation is "
-        "sound and no more sites drop out or are curious than the noise was calibrated for"
+        "holds against the coordinator, other sites and whoever gets the model, while secure "
+        "aggregation is sound and as many sites add their noise as it was made for"
     ),
     "site-level": (
         "holds against other sites and whoever gets the model; the coordinator, who adds the "
@@ -111,7 +111,7 @@ class Statement(BaseModel):
             return "\n".join([NO_CLAIM, *(f"  because {reason}" for reason in self.reasons)])
         rows = _rows(self.claim)
         width = max(len(name) for name, _ in rows)
-        first = f"({_number(self.claim.epsilon)}, {self.claim.delta:g})-differential privacy"
+        first = f"({rounded_up(self.claim.epsilon)}, {self.claim.delta:g})-differential privacy"
         lines = [f"  {name.ljust(width)}  {value}" for name, value in rows]
         return "\n".join([first + _warning(self.claim), *lines])
 
@@ -134,7 +134,7 @@ def claimed(claim: Claim) -> Statement:
     if claim.refuted:
         return unclaimed(
             f"an attack measured epsilon {claim.audit_bound:.3g} or more where "
-            f"{_number(claim.epsilon)} was computed: the mechanism is not what it should be"
+            f"{rounded_up(claim.epsilon)} was computed: the mechanism is not what it should be"
         )
     if math.isinf(claim.epsilon):
         return unclaimed("no finite epsilon holds with so little noise over so many steps")
@@ -177,7 +177,7 @@ def _rows(claim: Claim) -> list[tuple[str, str]]:
         ("mechanism", claim.mechanism),
         ("unit", one + (f" (about {claim.units})" if claim.units else "")),
         ("adjacency", adjacency),
-        ("epsilon", f"{_number(claim.epsilon)} at delta {claim.delta:g}"),
+        ("epsilon", f"{rounded_up(claim.epsilon)} at delta {claim.delta:g}"),
         ("clipping", f"L2 norm {claim.clip:g} per {clipped}"),
         ("noise", f"{noise} times what one {one} can change ({change})"),
         ("sampling", claim.sampling),
@@ -190,7 +190,7 @@ def _rows(claim: Claim) -> list[tuple[str, str]]:
     ]
 
 
-def _number(epsilon: float) -> str:
+def rounded_up(epsilon: float) -> str:
     """Return an epsilon to three digits, rounded up."""
     if epsilon == 0 or math.isinf(epsilon):
         return f"{epsilon:g}"

@@ -1,55 +1,29 @@
-"""One noised sum of all sites per step: what secure aggregation makes possible, played here.
+"""One noised sum of all sites per step, as jobs with ``privacy.mode = "distributed"`` have it.
 
-In every step each site adds up the clipped gradients of the patients it drew, adds its share of
-the noise, and gives whole numbers mod 2**32 to a sum. Of that step nothing but the sum is known to
-anybody, which is what secure aggregation is for: masks cancel in the sum, so that they change no
-bit of it, and are left out here. The sum has as much noise as one site adds to its own, so it is
-accounted as one step over the patients of all sites (``shared.privacy.mechanism``).
-
-The whole step is one sum, and only one: a site that took several steps on a share of the noise,
-and sent what became of them, would have released more than is accounted.
+What a site gives and what the server makes of the sum is the code that sites and servers run; only
+the way between them is left out, and the masks, which cancel in the sum and change no bit of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from client.bank import open_bank
-from client.batches import Batch, prepare
 from client.data.records import SiteData
-from client.patient_steps import PatientSteps, patients_of, steps_of, units_of_a_step
-from client.prefix_cache import keep_prefixes
-from client.private_training import (
-    IN_SINGLE_PRECISION,
-    FactorOptimizer,
-    PatientGradients,
-    patient_sum,
-)
+from client.patient_steps import PatientSteps, steps_of
+from client.private_training import NoisedSum, give_to_the_sum, step_sum
 from client.proxy import ProxySet
-from client.training import SiteTask, schedule_of
+from client.training import SiteTask
 from server.aggregation import AGGREGATORS
-from shared.adapter import SharedAdapter
+from shared.adapter import AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
+from shared.distributed_noise import grid_at, scale_of
 from shared.model.encoder import DualEncoder
-from shared.model.view import AdapterView
-from shared.privacy.mechanism import Grid, distributed_grid, noised_steps
+from shared.privacy.noise import operating_system
+from shared.security.secagg.vector import SUM_OF_SITES
 
-MISSING = 1
-"""Sites that may drop out of a step or be curious: the others' noise is enough without them."""
-
-_ROWS = 32
-
-
-@dataclass(frozen=True)
-class _Party:
-    """One site in a round."""
-
-    gradients: PatientGradients
-    patients: list[Batch]
-    steps: PatientSteps
+_WITHOUT_NOISE = 2.0**20
+"""Steps per unit of a sum that gets no noise."""
 
 
 def train_together(
@@ -59,99 +33,50 @@ def train_together(
     job: JobConfig,
     noise: float,
 ) -> SharedAdapter:
-    """Train on one noised sum per step over all sites, as many steps as a site takes otherwise.
+    """Train on one sum per round over all sites.
 
     Args:
         encoder: The base.
         sites: Their records; all have both towers.
         public: The public pairs.
         job: The row's.
-        noise: Noise multiplier of the whole sum; 0 clips only.
+        noise: Noise multiplier of the whole sum, by the job's epsilon; 0 clips only.
     """
     rule, layout = AGGREGATORS[job.aggregate.rule](job.aggregate), encoder.layout
     shared = rule.start(layout, job.seed)
     for number in range(1, job.rounds + 1):
         shared = rule.open_round(shared, layout, number, job.seed)
-        parties = [
-            _party(encoder, SiteTask(data, shared, rule.trains(number), job.seed, number), public,
-                   job, noise)
-            for data in sites.values()
-        ]  # fmt: skip
-        try:
-            _descend(parties, job, number)
-            trained = parties[0].gradients.factors()
-        finally:
-            parties[0].gradients.close()
-        shared = SharedAdapter(
-            {**shared.factors, **trained}, shared.residual, shared.folds, shared.state
-        )
+        factors = rule.trains(number)
+        scale = scale_of(job, layout, factors, len(sites)) if noise else _WITHOUT_NOISE
+        given = []
+        for data in sites.values():
+            patients = len(np.unique(data.splits["train"].patients))
+            steps = steps_of(job.privacy, patients, job.privacy.clip_norm, noise, public)
+            task = SiteTask(data, shared, factors, job.seed, number)
+            if noise:
+                grid = grid_at(scale, job, layout, factors, len(sites))
+                given.append(give_to_the_sum(encoder, task, job, steps, grid))
+            else:
+                given.append(_without_noise(encoder, task, job, steps))
+        weights = dict.fromkeys(("image", "text"), sum(each.expected for each in given))
+        update = AdapterUpdate(SUM_OF_SITES, weights, summed(given), scale, {})
+        shared = rule.aggregate(shared, layout, [update])
     return shared
 
 
-def _party(
-    encoder: DualEncoder, task: SiteTask, public: ProxySet, job: JobConfig, noise: float
-) -> _Party:
-    train = prepare(encoder, task.data, "train")
-    keep_prefixes(encoder, train, job, training=True)
-    keep_prefixes(encoder, prepare(encoder, public.data, "train"), job, training=True)
-    encoder.use(AdapterView(task.start))
-    bank = open_bank(encoder, task.data, public, job.train)
-    shift = (job.train.shift_pixels, np.random.default_rng())
-    gradients = PatientGradients(encoder, train, bank, task, _ROWS, shift)
-    patients = patients_of(train)
-    steps = steps_of(job.privacy, len(patients), job.privacy.clip_norm, noise, public)
-    return _Party(gradients, patients, steps)
+def summed(given: list[NoisedSum]) -> dict[str, NDArray[np.uint32]]:
+    """Return the sum mod 2**32 by factor: what is left of masked vectors once masks cancel."""
+    total = {name: np.zeros_like(steps) for name, steps in given[0].steps.items()}
+    for each in given:
+        for name, steps in each.steps.items():
+            total[name] += steps
+    return total
 
 
-def _descend(parties: list[_Party], job: JobConfig, round_number: int) -> None:
-    count = int(job.train.steps or 0)
-    values = parties[0].gradients.values
-    for party in parties:
-        party.gradients.values = values  # the released factors, the same for all
-    schedule = schedule_of(job.train, total=job.rounds * count, before=(round_number - 1) * count)
-    optimizer = FactorOptimizer(values, schedule, job)
-    expected = sum(party.steps.expected for party in parties)
-    grid = _grid(parties, values)
-    for step in range(count):
-        optimizer.step(step, noised_sum(parties, grid) / expected)
-
-
-def noised_sum(parties: list[_Party], grid: Grid | None) -> NDArray[np.float64]:
-    """Return the sum of one step over all parties, each with its share of the noise.
-
-    Args:
-        parties: All at the same factors.
-        grid: Common to all; ``None`` for no noise.
-    """
-    sums = [_own_sum(party) for party in parties]
-    if grid is None:
-        return np.asarray(np.sum(sums, axis=0), np.float64)
-    total = unmasked([noised_steps(own, grid) for own in sums])
-    return (total + 0.5 * len(parties)) / grid.per_unit  # noise in whole steps is rounded down
-
-
-def unmasked(sent: list[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Return the sum mod 2**32, in steps: what is left of masked vectors once masks cancel."""
-    total = np.zeros(len(sent[0]), np.uint32)
-    for steps in sent:
-        total += steps.astype(np.uint32)
-    return total.view(np.int32).astype(np.float64)
-
-
-def _own_sum(party: _Party) -> NDArray[np.float64]:
-    party.gradients.use()
-    units = units_of_a_step(party.patients, party.steps)
-    return patient_sum(party.gradients, units, party.steps.clip)
-
-
-def _grid(parties: list[_Party], values: Tensor) -> Grid | None:
-    steps = parties[0].steps
-    if not steps.noise:
-        return None
-    return distributed_grid(
-        len(values),
-        steps.sensitivity * steps.clip * IN_SINGLE_PRECISION,
-        steps.noise,
-        parties=len(parties),
-        missing=MISSING,
-    )
+def _without_noise(
+    encoder: DualEncoder, task: SiteTask, job: JobConfig, steps: PatientSteps
+) -> NoisedSum:
+    total = step_sum(encoder, task, job, steps, operating_system)
+    whole = {name: np.rint(-values * _WITHOUT_NOISE) for name, values in total.items()}
+    sent = {name: values.astype(np.int64).astype(np.uint32) for name, values in whole.items()}
+    return NoisedSum(sent, max(1, round(steps.expected)))

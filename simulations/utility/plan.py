@@ -61,8 +61,8 @@ class Row:
 ROWS: Final = (
     Row("separable"),
     Row("separable", bank="out-of-domain"),
-    Row("distributed"),
-    Row("distributed", bank="out-of-domain"),
+    Row("distributed", "ffa"),
+    Row("distributed", "ffa", bank="out-of-domain"),
     Row("grouped"),
     Row("separable", "ffa"),
     Row("separable", "fedavg"),
@@ -158,7 +158,21 @@ class Plan:
             "privacy.objective": "grouped" if grouped else "separable",
             "privacy.epsilon": cell.epsilon if math.isfinite(cell.epsilon) else _LARGEST,
         }
+        if cell.row.mechanism == "distributed":
+            values |= self._one_sum_a_step(cell)
         return parse_job(self.tree, str(self.path), values)
+
+    def _one_sum_a_step(self, cell: Cell) -> dict[str, Any]:
+        """Return what makes every step a round of its own, with the optimiser at the server."""
+        return {
+            "rounds": self.job.rounds * int(self.job.train.steps or 0),
+            "train.steps": 1,
+            "aggregate.clip_norm": self.job.privacy.clip_norm,
+            "aggregate.server_optimizer": "adam",
+            "aggregate.server_learning_rate": cell.rate,
+            "privacy.mode": "distributed",
+            "privacy.secure_aggregation": True,
+        }
 
     def digest(self, cell: Cell) -> str:
         """Return what a kept cell must be of: its job, and how its records were made."""

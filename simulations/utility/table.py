@@ -43,7 +43,11 @@ _COMPARED: Final = (
         Row("separable"),
     ),
     ("separable, in-domain bank: ffa minus altfold", Row("separable", "ffa"), Row("separable")),
-    ("distributed minus separable, in-domain bank", Row("distributed"), Row("separable")),
+    (
+        "ffa: distributed minus separable, in-domain bank",
+        Row("distributed", "ffa"),
+        Row("separable", "ffa"),
+    ),
     ("group-clipped minus separable, in-domain bank", Row("grouped"), Row("separable")),
     (
         "separable: out-of-domain bank minus in-domain bank",

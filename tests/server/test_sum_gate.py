@@ -6,11 +6,13 @@ from fake_federation import LAYOUT
 
 from server.sum_gate import objection_to_sum
 from shared.adapter import AdapterUpdate
+from shared.config import AggregateConfig, JobConfig
 from shared.fixedpoint import choose_scale, encode
 from shared.secure_round import MEASURES
 
 WEIGHTS = {"image": 7, "text": 5}
 CLIP = 16.0
+JOB = JobConfig(name="sums", aggregate=AggregateConfig(clip_norm=CLIP))
 SCALE = choose_scale(7, CLIP, 3)
 
 
@@ -30,7 +32,7 @@ def total_of(weights=None, metrics=None, **changes):
 
 
 def reason(update):
-    return objection_to_sum(update, LAYOUT, WEIGHTS, CLIP, sites=3)
+    return objection_to_sum(update, LAYOUT, WEIGHTS, JOB, sites=3)
 
 
 def test_what_honest_sites_may_send_at_most_passes():

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.adapter import Tower
+from shared.adapter import TOWERS, Tower
 from shared.errors import SecureSumError
 from shared.fixedpoint import LARGEST
 from shared.security.canonical import canonical
@@ -145,24 +145,31 @@ class Session(_Frozen):
         """The place of every site among the participants, from 0."""
         return {each.name: place for place, each in enumerate(self.participants)}
 
-    def check_towers(self, site: str, among: Collection[str]) -> None:
-        """Raise if, of some sites, too few train a tower that a site trains.
+    def check_towers(self, among: Collection[str]) -> None:
+        """Raise if, of some sites, too few train a tower that any of them trains.
+
+        Every site checks the towers of all: without those whose tower it is there may be enough
+        sites to unmask the sum.
 
         Args:
-            site: The site.
             among: Names of the sites whose vectors are to be summed.
 
         Raises:
             SecureSumError: ``secure-tower``.
         """
-        for tower in self.participants[self.place_of(site)].towers:
+        for tower in TOWERS:
             training = sum(tower in p.towers and p.name in among for p in self.participants)
-            if training < LEAST_SITES:
+            if 0 < training < LEAST_SITES:
                 raise SecureSumError(
                     "secure-tower",
                     f"{training} sites of the sum train the {tower} tower, expected at least "
                     f"{LEAST_SITES}: fewer would learn one another's change of it",
                 )
+
+    def least_with(self, tower: Tower) -> int:
+        """Return how many sites that train a tower are in the sum at least, whoever drops out."""
+        without = sum(tower not in each.towers for each in self.participants)
+        return self.threshold - without
 
     def place_of(self, site: str) -> int:
         """Return a site's place.
@@ -187,6 +194,7 @@ class Demands:
         roster: Keys that may sign for a site, by the site's name, as the site pinned them.
         least_sites: So many must take part.
         least_summed: The sum must be over so many, whoever drops out.
+        curious_sites: Where sites add noise together: so many may take theirs away.
     """
 
     site: str
@@ -195,6 +203,7 @@ class Demands:
     roster: Mapping[str, Collection[str]]
     least_sites: int = LEAST_SITES
     least_summed: int = LEAST_SITES
+    curious_sites: int = 1
 
     def check(self, session: Session) -> None:
         """Raise unless the site takes part in a session; asked before any training.
@@ -229,4 +238,26 @@ class Demands:
         own = session.participants[session.place_of(self.site)]
         if own.key != self.key:
             raise SecureSumError("secure-roster", "the session names another key for this site")
-        session.check_towers(self.site, session.places)
+        session.check_towers(session.places)
+
+    def check_noise(self, session: Session, shares: int) -> None:
+        """Raise unless there is enough noise in the sum of each of the site's towers.
+
+        Args:
+            session: The session.
+            shares: So many sites' noise is enough; 0 where sites add none together.
+
+        Raises:
+            SecureSumError: ``secure-noise``.
+        """
+        if not shares:
+            return
+        for tower in session.participants[session.place_of(self.site)].towers:
+            left = session.least_with(tower)
+            if left < shares + self.curious_sites:
+                raise SecureSumError(
+                    "secure-noise",
+                    f"the sum of the {tower} tower may be over {left} sites, and {shares} are to "
+                    f"add the noise while {self.curious_sites} may be curious; more sites, a "
+                    "larger aggregate.quorum or fewer privacy.noise_shares would do",
+                )

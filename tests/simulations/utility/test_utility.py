@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.private_training import NoisedSum
 from shared.errors import ConfigError
-from shared.fixedpoint import LARGEST
 from shared.privacy.mechanism import distributed_grid, noised_steps
 from simulations.utility.__main__ import JOB, carry_out, chosen_rates, main
 from simulations.utility.cells import Score, kept
-from simulations.utility.distributed import MISSING, unmasked
+from simulations.utility.distributed import summed
 from simulations.utility.plan import EPSILONS, REFERENCES, ROWS, Cell, Row, best_rate, make_plan
 from simulations.utility.table import PAGE, markdown
 
@@ -47,9 +47,12 @@ def test_every_mechanism_meets_every_epsilon_and_every_seed(plan):
 def test_all_cells_have_the_same_budget_of_steps(plan):
     rates = dict.fromkeys(plan.columns(), 0.004)
     jobs = [plan.job_of(cell) for cell in plan.compared(rates)]
-    assert {(job.rounds, job.train.steps, job.lora.rank, job.lora.layers) for job in jobs} == {
-        (plan.job.rounds, plan.job.train.steps, plan.job.lora.rank, plan.job.lora.layers)
+    steps = plan.job.rounds * plan.job.train.steps
+    assert {(job.rounds * job.train.steps, job.lora.rank, job.lora.layers) for job in jobs} == {
+        (steps, plan.job.lora.rank, plan.job.lora.layers)
     }
+    together = {job.rounds for job in jobs if job.privacy.noised_together}
+    assert together == {steps}  # every step is a sum of its own
     assert {job.aggregate.weighting for job in jobs} == {"equal"}
 
 
@@ -91,15 +94,14 @@ def test_the_rate_with_the_highest_level_is_chosen_and_of_equal_ones_the_smalles
 def test_a_sum_of_noised_parts_is_the_sum_with_as_much_noise_as_one_site_adds():
     """What masks leave of it: whole numbers mod 2**32, without a wrap."""
     entries, noise, parties = 50_000, 1.5, 3
-    grid = distributed_grid(entries, 1.0, noise, parties=parties, missing=MISSING)
+    grid = distributed_grid(entries, 1.0, noise, parties=parties, missing=1)
     own = [np.full(entries, value) for value in (0.25, -0.5, 0.75)]
-    sent = [noised_steps(each, grid) for each in own]
-    assert max(np.abs(each).max() for each in sent) < LARGEST
-    found = unmasked(sent) / grid.per_unit
+    given = [NoisedSum({"f": noised_steps(v, grid).astype(np.uint32)}, 1) for v in own]
+    found = summed(given)["f"].view(np.int32) / grid.per_unit
     assert found.mean() == pytest.approx(0.5, abs=0.05)
     # One site may be missing or curious, so all together add half as much again in variance.
     assert found.std() == pytest.approx(noise * math.sqrt(3 / 2), rel=0.02)
-    without_one = unmasked(sent[1:]) / grid.per_unit
+    without_one = summed(given[1:])["f"].view(np.int32) / grid.per_unit
     assert without_one.std() == pytest.approx(noise, rel=0.02)
 
 
