@@ -15,7 +15,7 @@ from client.private_training import NoisedSum, give_to_the_sum, step_sum
 from client.proxy import ProxySet
 from client.training import SiteTask
 from server.aggregation import AGGREGATORS
-from shared.adapter import AdapterUpdate, SharedAdapter
+from shared.adapter import TOWERS, AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
 from shared.distributed_noise import grid_at, scale_of
 from shared.model.encoder import DualEncoder
@@ -58,7 +58,7 @@ def train_together(
                 given.append(give_to_the_sum(encoder, task, job, steps, grid))
             else:
                 given.append(_without_noise(encoder, task, job, steps))
-        weights = dict.fromkeys(("image", "text"), sum(each.expected for each in given))
+        weights = dict.fromkeys(TOWERS, sum(each.expected for each in given))
         update = AdapterUpdate(SUM_OF_SITES, weights, summed(given), scale, {})
         shared = rule.aggregate(shared, layout, [update])
     return shared
