@@ -56,6 +56,7 @@ _RECORDS_AT_ONCE = 64
 _VECTOR = "trained"
 
 Patient = TypeVar("Patient")
+Number = TypeVar("Number", np.float64, np.uint32)
 _Patient_contra = TypeVar("_Patient_contra", contravariant=True)
 
 
@@ -132,13 +133,15 @@ def give_to_the_sum(
         RefusedError: As ``train_privately``.
         TrainingError: As ``train_privately``.
     """
-    total = step_sum(encoder, task, job, steps, draw)
-    noised_total = {
-        name: noised_steps(-values.reshape(-1), grid, draw).astype(np.uint32).reshape(values.shape)
-        for name, values in total.items()
-    }
-    step_done(1, 1)
-    return NoisedSum(noised_total, max(1, round(steps.expected)))
+    gradients, patients = _at_the_start(encoder, task, job, steps, draw)
+    try:
+        share = noised_share(gradients, patients, steps, grid, draw)
+        step_done(1, 1)
+        return NoisedSum(
+            gradients.by_factor((-share).astype(np.uint32)), max(1, round(steps.expected))
+        )
+    finally:
+        gradients.close()
 
 
 def step_sum(
@@ -234,7 +237,7 @@ class PatientGradients:
             start += width
         return self._stack.read(0, self._factors, self._towers)
 
-    def by_factor(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    def by_factor(self, vector: NDArray[Number]) -> dict[str, NDArray[Number]]:
         """Return (d,) numbers, in the order of ``values``, by factor."""
         found, start = {}, 0
         for name, values in self._stack.read(0, self._factors, self._towers).items():
@@ -282,6 +285,26 @@ def patient_sum(
         found, _ = clipped_sum([{_VECTOR: gradient}], norm)
         total += found.get(_VECTOR, 0.0)
     return total
+
+
+def noised_share(
+    gradients: Gradients[Patient],
+    patients: Sequence[Patient],
+    steps: PatientSteps,
+    grid: Grid,
+    draw: Draw = operating_system,
+) -> NDArray[np.int64]:
+    """Return a site's part of a step's sum, (d,): of those drawn, with its share of the noise.
+
+    Args:
+        gradients: As for ``noised_sums``.
+        patients: As there.
+        steps: As there; the noise is the grid's.
+        grid: How fine, and how much noise.
+        draw: As there.
+    """
+    total = patient_sum(gradients, units_of_a_step(patients, steps, draw), steps.clip)
+    return noised_steps(total, grid, draw)
 
 
 def noised_sums(

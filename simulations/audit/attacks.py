@@ -228,6 +228,7 @@ def _bounds(stage: Stage, whole: Rehearsed, extent: Extent, console: Console) ->
                     number,
                     delta,
                     site=site,
+                    shares=whole.noise_shares,
                     canaries=extent.gradients,
                     confidence=extent.confidence,
                 )

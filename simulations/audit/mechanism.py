@@ -5,7 +5,9 @@ coordinate of its own and is far longer than the clipping norm, so that a clippi
 shows as well. The auditor sees the noised sum of every step (whoever gets the adapter sees less)
 and holds against each canary the likelihood ratio of what it sees at that coordinate, under
 Gaussian noise of the claimed size and Poisson sampling at the claimed rate. No canary's coordinate
-has another's in it. Canaries go through ``client.private_training.noised_sums``, the site's code.
+has another's in it. Canaries go through ``client.private_training.noised_sums``, the site's code;
+where all sites of a sum add the noise together, through ``noised_share``, with the shares of as
+few sites as are to be enough.
 
 What of the site's own patients' gradients is in the sums is noise to the auditor; it can make the
 bound smaller, never wrong.
@@ -21,8 +23,9 @@ from torch import Tensor
 
 from client.batches import Batch
 from client.patient_steps import PatientSteps
-from client.private_training import Gradients, noised_sums
+from client.private_training import Gradients, Patient, noised_share, noised_sums
 from shared.privacy.accountant import Spend, epsilon
+from shared.privacy.mechanism import IN_SINGLE_PRECISION, distributed_grid
 from shared.privacy.noise import Draw, operating_system
 from simulations.audit.one_run import CONFIDENCE, OneRunBound, bound_of
 
@@ -91,12 +94,44 @@ class Site:
     patients: Sequence[Batch]
 
 
+def sums_of_shares(
+    gradients: Gradients[Patient],
+    patients: Sequence[Patient],
+    steps: PatientSteps,
+    count: int,
+    shares: int,
+    draw: Draw = operating_system,
+) -> Iterator[Numbers]:
+    """Yield what may be known of each step where sites add noise together, (d,).
+
+    The site's own sum with its share of the noise, and those of the others, who have no patient
+    here: what their patients say would be more to see through, and is not relied on.
+
+    Args:
+        gradients: As for ``noised_sums``.
+        patients: As there.
+        steps: As there.
+        count: As there.
+        shares: So many sites add noise, the site among them.
+        draw: As there.
+    """
+    sensitivity = steps.sensitivity * steps.clip * IN_SINGLE_PRECISION
+    entries = len(gradients.values)
+    grid = distributed_grid(entries, sensitivity, steps.noise, parties=shares, missing=0)
+    for _ in range(count):
+        seen = noised_share(gradients, patients, steps, grid, draw)
+        for _ in range(shares - 1):
+            seen += noised_share(gradients, (), steps, grid, draw)
+        yield np.asarray((seen + 0.5 * shares) / grid.per_unit, np.float64)
+
+
 def audit_steps(  # noqa: PLR0913 - all that decides an audit
     steps: PatientSteps,
     count: int,
     delta: float,
     *,
     site: Site | None = None,
+    shares: int = 1,
     canaries: int = CANARIES,
     confidence: float = CONFIDENCE,
     draw: Draw = operating_system,
@@ -113,6 +148,7 @@ def audit_steps(  # noqa: PLR0913 - all that decides an audit
         count: How many steps are composed.
         delta: Of the claim.
         site: Whose sums they are; sums of canaries alone if not given.
+        shares: So many sites add the noise together; 1 for the site's own.
         canaries: How many, at most one for each number in a gradient.
         confidence: Of both bounds together.
         draw: Where the random bytes of the mechanism and of the coins come from.
@@ -126,7 +162,11 @@ def audit_steps(  # noqa: PLR0913 - all that decides an audit
     patients: list[Batch | _Canary] = [] if site is None else list(site.patients)
     patients += [_Canary(int(place)) for place in places[included]]
     scores = np.zeros(canaries)
-    for number, total in enumerate(noised_sums(gradients, patients, steps, count, draw)):
+    if shares > 1:
+        sums = sums_of_shares(gradients, patients, steps, count, shares, draw)
+    else:
+        sums = noised_sums(gradients, patients, steps, count, draw)
+    for number, total in enumerate(sums):
         scores += _evidence(total[places] / steps.clip, steps)
         if progress is not None:
             progress(number + 1, count)

@@ -29,6 +29,7 @@ from simulations.features import PublicSets, with_public_set
 from simulations.grid import LocalGrid
 from simulations.machine import encoder_for, settle
 from simulations.proxy import proxy_source, write_proxy
+from simulations.secure import SimulatedConsortium
 from simulations.sites import site_settings, write_partition, write_phantoms
 
 
@@ -66,10 +67,12 @@ class Rehearsed:
     Attributes:
         shared: The adapter that everybody gets.
         spends: What the target's ledger has of it; nothing without differential privacy.
+        noise_shares: So many sites added the noise together; 1 for the target's own.
     """
 
     shared: SharedAdapter
     spends: tuple[Spend, ...]
+    noise_shares: int = 1
 
 
 def set_up(folder: Path, job: JobConfig, site: str | None) -> Stage:
@@ -151,9 +154,17 @@ def rehearse(
     settings = [
         replace(each, state=run / "sites" / each.name, held=run / "held") for each in stage.settings
     ]
+    consortium = None
+    if job.privacy.secure_aggregation:
+        consortium = SimulatedConsortium([each.name for each in settings])
     agents = {
         each.name: SiteAgent(
-            each, policy, lambda _: stage.encoder, lambda s, _: records[s.name], public
+            each,
+            policy,
+            lambda _: stage.encoder,
+            lambda s, _: records[s.name],
+            public,
+            sums=consortium.sums(each, policy) if consortium else None,
         )
         for each in settings
     }
@@ -164,10 +175,18 @@ def rehearse(
         LocalGrid(agents) as grid,
     ):
         layout = stage.encoder.layout
-        outcome = run_job(grid, job, store, history, layout, base, on_event=on_event)
+        members = consortium.members if consortium else None
+        outcome = run_job(
+            grid, job, store, history, layout, base, on_event=on_event, members=members
+        )
         state = run / "sites" / stage.target
         entries = spent(state, store.run) if job.privacy.differential_privacy else []
-    return Rehearsed(outcome.shared, tuple(entry.release.spend for entry in entries))
+    releases = [entry.release for entry in entries]
+    return Rehearsed(
+        outcome.shared,
+        tuple(release.spend for release in releases),
+        max((release.shares for release in releases), default=1),
+    )
 
 
 def _short(job: JobConfig) -> JobConfig:
@@ -176,7 +195,5 @@ def _short(job: JobConfig) -> JobConfig:
     if not job.aggregate.private_factors:
         personalize = personalize.model_copy(update={"method": "none"})
     evaluate = job.evaluate.model_copy(update={"baselines": [], "bootstrap": 100})
-    # Masks change no bit of the adapter; whether they hide a site's change is an attack of its own.
-    privacy = job.privacy.model_copy(update={"secure_aggregation": False})
-    parts = {"personalize": personalize, "evaluate": evaluate, "privacy": privacy}
+    parts = {"personalize": personalize, "evaluate": evaluate}
     return job.model_copy(update=parts)

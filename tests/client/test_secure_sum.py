@@ -248,6 +248,32 @@ def test_a_site_that_would_be_nearly_alone_with_a_tower_takes_no_part(tmp_path):
     raises_reason("secure-session", lambda: lab.sites[FIRST].begin(session.encode(), other))
 
 
+def test_a_site_looks_at_the_towers_of_all_others_too(tmp_path):
+    """Without the two whose tower it is, the others might be enough to unmask the sum."""
+    lab = Federation(tmp_path, count=7)
+    lab.towers |= {"site-05": ("image", "text"), "site-06": ("image", "text")}
+    asked, session = lab.session()
+    raises_reason("secure-tower", lambda: lab.sites[FIRST].begin(session.encode(), asked))
+
+
+@pytest.mark.parametrize(
+    ("text", "shares", "taken"), [(0, 4, True), (0, 5, False), (3, 1, True), (3, 2, False)]
+)
+def test_noise_must_be_enough_in_each_of_a_sites_towers_whoever_drops_out(
+    tmp_path, text, shares, taken
+):
+    """Of seven five answer; of those that lack the tower none may be among the lost."""
+    lab = Federation(tmp_path, count=7)
+    lab.towers |= dict.fromkeys(lab.names[7 - text :], ("text",))
+    asked, session = lab.session()
+    assert session.threshold == 5
+    asked = dataclasses.replace(asked, noise_shares=shares)
+    if taken:
+        lab.sites[FIRST].begin(session.encode(), asked)
+    else:
+        raises_reason("secure-noise", lambda: lab.sites[FIRST].begin(session.encode(), asked))
+
+
 def test_a_sum_in_which_too_few_are_left_with_a_tower_is_not_unmasked(tmp_path):
     lab = Federation(tmp_path, count=6)
     lab.towers |= dict.fromkeys(lab.names[3:], ("text",))

@@ -229,7 +229,7 @@ def edited(path, statement):
     """Change the tables as somebody would who knows how the file is made."""
     with sqlite3.connect(":memory:") as memory:
         memory.deserialize(path.read_bytes()[50:])
-        memory.execute(statement)
+        memory.executescript(statement)
         memory.commit()
         tables = memory.serialize()
     path.write_bytes(b"consilia ledger 1\n" + hashlib.sha256(tables).digest() + tables)
@@ -294,3 +294,26 @@ def test_an_entry_that_its_anchor_does_not_know_yet_is_checked_by_its_own_digest
     assert len(ledger.entries()) == 2
     edited(tmp_path / "privacy" / "ledger", "UPDATE spends SET steps = 1 WHERE seq = 2")
     assert "changed after" in refused("privacy-ledger", lambda: spend(ledger))
+
+
+def test_a_ledger_from_before_noise_was_shared_goes_on_and_says_the_same(ledger, tmp_path):
+    """Its table lacks the column; what it wrote keeps its digest, so nothing looks edited."""
+    spend(ledger)
+    (before,) = ledger.entries()
+    edited(
+        tmp_path / "privacy" / "ledger",
+        "ALTER TABLE spends DROP COLUMN shares; UPDATE alembic_version SET version_num = '0001'",
+    )
+    again = reopened(tmp_path)
+    (after,) = again.entries()
+    assert after == before
+    assert after.sha256 == before.sha256
+    assert after.release.shares == 1
+    assert spend(again, mode="distributed", shares=3).seq == 2
+    assert [entry.release.shares for entry in reopened(tmp_path).entries()] == [1, 3]
+
+
+def test_how_many_share_the_noise_cannot_be_edited(ledger, tmp_path):
+    spend(ledger, mode="distributed", shares=3)
+    edited(tmp_path / "privacy" / "ledger", "UPDATE spends SET shares = 2")
+    refused("privacy-ledger", lambda: spend(ledger))

@@ -11,6 +11,7 @@ from shared.privacy.clipping import l2_norm
 from shared.privacy.mechanism import (
     clipped_sum,
     distributed_grid,
+    grid_of_scale,
     local_grid,
     noised,
     noised_steps,
@@ -100,6 +101,34 @@ def test_shares_that_remain_are_as_much_noise_as_was_asked_for():
     grid = distributed_grid(50_000, 1.0, 1.5, parties=6, missing=2)
     present = sum(noised_steps(np.zeros(50_000), grid) for _ in range(4))
     assert (present / grid.per_unit).std() == pytest.approx(1.5, rel=0.02)
+
+
+@settings(deadline=None)
+@given(
+    scale=st.floats(1.0, 1e8),
+    noise=st.floats(0.3, 20.0),
+    entries=st.integers(1, 4_400_000),
+    shares=st.integers(2, 40),
+)
+def test_whatever_the_scale_the_shares_are_enough_or_nothing_is_sent(scale, noise, entries, shares):
+    """A coordinator that says a finer scale gets more noise, never less."""
+    try:
+        grid = grid_of_scale(scale, entries, 1.0, noise, parties=shares + 1, shares=shares)
+    except ValueError:
+        return
+    together = 2.0**grid.bits * np.sqrt(shares)
+    assert together >= noise * (scale + 2 * np.sqrt(entries)) * (1 - 1e-12)
+    assert grid.limit >= 4 * scale
+    everything = (shares + 1) * (grid.limit + 1) + 15 * 2**grid.bits * np.sqrt(shares + 1)
+    assert everything <= LARGEST + shares + 2
+
+
+def test_at_the_scale_of_the_grid_the_noise_is_no_more_than_it_was_made_for():
+    made = distributed_grid(50_000, 2.0, 1.3, parties=5, missing=3)
+    found = grid_of_scale(made.per_unit * 0.999, 50_000, 2.0, 1.3, parties=5, shares=2)
+    assert (found.bits, found.limit) == (made.bits, made.limit)
+    finer = grid_of_scale(made.per_unit * 0.499, 50_000, 2.0, 1.3, parties=5, shares=2)
+    assert finer.bits == made.bits - 1
 
 
 @pytest.mark.parametrize(("parties", "missing"), [(3, 1), (10, 4), (50, 17)])

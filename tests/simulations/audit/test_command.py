@@ -97,6 +97,22 @@ def test_what_an_adapter_does_not_show_is_named(command, make_job, tmp_path, lor
     assert all(each.tokens is None for each in report.inversion)
 
 
+def test_a_job_whose_sites_add_the_noise_together_is_audited(command, make_job, tmp_path):
+    job = tmp_path / "job.toml"
+    privacy = {"mode": "distributed", "secure_aggregation": True}
+    wanted = make_job(
+        epsilon=8.0, privacy=privacy, rounds=4, train={"steps": 1},
+        aggregate={"rule": "ffa", "fold_every": 0, "server_optimizer": "adam", "clip_norm": 1.0},
+    )  # fmt: skip
+    job.write_text(to_toml(wanted))
+    ended = command("audit", job, *SMALL, "--out", tmp_path / "audits")
+    assert ended.code == 0, ended.err
+    report = read_audit(next((tmp_path / "audits").iterdir()))
+    assert report.status == "passed"
+    assert {each.steps for each in report.bounds if each.what == "the run"} == {4}
+    assert report.epsilon <= 8.0
+
+
 def test_a_run_that_failed_is_exported_with_a_reason_only(command, run, tmp_path):
     sound = read_audit(run)
     bounds = tuple(each.model_copy(update={"bound": 99.0}) for each in sound.bounds)

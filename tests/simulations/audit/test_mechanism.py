@@ -30,7 +30,22 @@ def no_clipping(changes, norm):
     return clipped_sum(changes, 1e9)
 
 
-NOISED = private_training.noised
+def no_share(total, grid, draw):
+    return np.rint(total * grid.per_unit).astype(np.int64)
+
+
+def a_tenth_of_a_share(total, grid, draw):
+    """A grid that is ten times as fine, and its steps taken for the other's."""
+    own = STEPS(total, Grid(grid.bits, 10 * grid.per_unit, 10 * grid.limit), draw)
+    return np.rint(own / 10).astype(np.int64)
+
+
+NOISED, STEPS = private_training.noised, private_training.noised_steps
+SHARED_BUGS = {
+    "no noise": ("noised_steps", no_share),
+    "a tenth of the noise": ("noised_steps", a_tenth_of_a_share),
+    "no clipping": ("clipped_sum", no_clipping),
+}
 BUGS = {
     "no noise": ("noised", no_noise),
     "a tenth of the noise": ("noised", a_tenth),
@@ -124,3 +139,18 @@ def test_the_sites_own_patients_are_in_the_sums_and_break_nothing(monkeypatch):
 def test_there_are_no_more_canaries_than_numbers():
     site = Site(Own(50), [])
     assert audit_steps(RIGHT, 1, DELTA, site=site, draw=seeded(1))[0].found.canaries == 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shares", [2, 5])
+def test_noise_that_sites_add_together_hides_as_much(shares, seed):
+    steps = one_step(RIGHT)
+    trials = audit_steps(steps, 1, DELTA, shares=shares, canaries=1000, draw=seeded(seed))
+    assert not any(trial.refuted for trial in trials)
+
+
+@pytest.mark.parametrize("bug", SHARED_BUGS)
+def test_each_planted_bug_is_found_where_sites_add_noise_together(bug, monkeypatch):
+    monkeypatch.setattr(private_training, *SHARED_BUGS[bug])
+    trials = audit_steps(one_step(RIGHT), 1, DELTA, shares=2, canaries=1000, draw=seeded(0))
+    assert any(trial.refuted for trial in trials)
