@@ -2,7 +2,9 @@
 
 import json
 import math
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,3 +250,11 @@ def test_noise_that_fits_no_sum_ends_the_run_with_what_to_do(make_job, tmp_path)
     job = make_job(privacy={"epsilon": None, "noise_multiplier": 1e5})
     with pytest.raises(ConfigError, match="noise 100000"):
         carry_out(tmp_path / "run", job)
+
+
+def test_the_example_of_the_page_is_a_job(tree):
+    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    example = page.split("the sites of a sum add the noise together.")[1]
+    table = tomllib.loads(example.split("```toml\n")[1].split("```")[0])["privacy"]
+    job = JobConfig.model_validate({**tree, "privacy": table})
+    assert (job.privacy.mode, job.privacy.noise_shares) == ("distributed", 5)
