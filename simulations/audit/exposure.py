@@ -7,7 +7,8 @@ layer's MLP in each tower, and the tokens of the report.
 
 The same gradients are attacked on their ways out: alone; in the sum that the real protocol of
 secure aggregation lets the coordinator see, with two other sites of ordinary batches (weighed as
-the job does, and all alike), and in the masked message itself; and after one clipped and noised
+the job does, and all alike), and in the masked message itself; in the same sum as one of an
+ordinary batch, which is what a site with many patients sends; and after one clipped and noised
 step, with nobody else in it.
 """
 
@@ -52,7 +53,9 @@ from simulations.audit.inversion import (
 )
 from simulations.audit.results import Way
 
-WAYS: tuple[Way, ...] = ("alone", "masked", "sum-of-three", "sum-of-equals", "noised")
+WAYS: tuple[Way, ...] = (
+    "alone", "masked", "sum-of-three", "sum-of-equals", "sum-of-batches", "noised"
+)  # fmt: skip
 
 OTHERS = 2
 """Further sites in the secure sum."""
@@ -237,15 +240,19 @@ def _views(
     # The other sites are the same for all, and have none of those that are attacked.
     everyone = np.array(sorted(int(row) for batch in victims.patients for row in batch.pairs))
     rest = rng.permutation(np.setdiff1d(everyone, chosen))
-    size = max(1, min(job.train.batch_size, len(rest) // OTHERS))
-    batches = [rest[number * size : (number + 1) * size] for number in range(OTHERS)]
+    size = max(1, min(job.train.batch_size, len(rest) // (OTHERS + 1)))
+    batches = [rest[number * size : (number + 1) * size] for number in range(OTHERS + 1)]
+    own = batches.pop()[: size - 1]
     others = [_mean_gradient(victims, batch) for batch in batches]
+    beside = _mean_gradient(victims, own)
     for row, mine in zip(chosen, alone, strict=True):
         weights = _weights([1, *(len(batch) for batch in batches)], job)
         masked, total = secure_sum([mine, *others], weights, norm)
         _, equal = secure_sum([mine, *others], [1] * len(weights), norm)
+        crowd = (mine + len(own) * beside) / (1 + len(own))
+        _, batch = secure_sum([crowd, *others], [1] * len(weights), norm)
         noised = next(noised_sums(victims.gradients, [victims.alone(int(row))], steps, 1))
-        for way, view in zip(WAYS, (mine, masked, total, equal, noised), strict=True):
+        for way, view in zip(WAYS, (mine, masked, total, equal, batch, noised), strict=True):
             views[way].append(view)
     return views
 

@@ -23,7 +23,7 @@ COSINE_LIMIT: Final = 0.2
 
 Protection = Literal["as the job says", "without privacy"]
 Status = Literal["passed", "failed", "nothing claimed"]
-Way = Literal["alone", "masked", "sum-of-three", "sum-of-equals", "noised"]
+Way = Literal["alone", "masked", "sum-of-three", "sum-of-equals", "sum-of-batches", "noised"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -17,6 +17,7 @@ _WAYS: Final = {
     "masked": "the same, masked for the secure sum",
     "sum-of-three": "the secure sum with two other sites, weighed as in the job",
     "sum-of-equals": "the secure sum with two other sites, all weighing the same",
+    "sum-of-batches": "the secure sum of three sites' batches, the patient in one of them",
     "noised": "the same, clipped and noised",
 }
 _SCORES: Final = {"loss-drop": "loss under adapter and base", "calibrated": "calibrated similarity"}

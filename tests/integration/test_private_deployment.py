@@ -37,6 +37,10 @@ require_differential_privacy = true
 population = "{site}"
 epsilon = 16.0
 delta = 1e-5
+distributed = true
+"""
+TOGETHER = """mode = "distributed"
+noise_shares = 2
 """
 SEALING = """
 [sealing]
@@ -59,7 +63,8 @@ def lab(site_of, clip_folder, tmp_path_factory):
         settings, policy = lab.site(site) / "site.toml", lab.site(site) / "policy.toml"
         public = f'proxy = "{folder / "public" / "set" / "metadata.csv"}"\n'
         settings.write_text(public + settings.read_text() + SEALING.format(site=site))
-        policy.write_text(policy.read_text() + POLICY.format(site=site))
+        allowed = policy.read_text().replace('["altfold"]', '["altfold", "ffa"]')
+        policy.write_text(allowed + POLICY.format(site=site))
         # The kits that came first do not name the sites that came later.
         kit = lab.json("server", "kit", site, "--home", lab.home, "--json")["kit"]
         lab.json("client", "join", kit, "--site", lab.site(site), "--json")
@@ -68,6 +73,10 @@ def lab(site_of, clip_folder, tmp_path_factory):
     job = lab.write_job("job", ROUNDS, STEPS)
     asked = JOB.format(rate=RATE, sha256=describe_site(public).pairs_sha256)
     job.write_text(job.read_text() + asked)
+    together = lab.write_job("together", ROUNDS, 1)
+    text = together.read_text().replace("fold_every = 2", 'rule = "ffa"')
+    noise = "noise_multiplier = 4.0\n"
+    together.write_text(text + asked.replace(noise, noise + TOGETHER))
     with running(lab):
         yield lab
 
@@ -109,6 +118,33 @@ def test_ten_rounds_with_both_on_and_a_site_killed_in_every_one(lab):
         assert STEPS * rounds <= claim.steps <= STEPS * (ROUNDS + len(killed))
         assert 0 < claim.epsilon <= 16.0
         print(f"{site}: {rounds} rounds in the sum, {claim.steps} steps, eps {claim.epsilon:.2f}")
+
+
+def test_ten_rounds_of_one_step_whose_noise_the_sites_add_together(lab):
+    """In every round one site's agent is killed, whatever it is doing."""
+    run = lab.submit(lab.folder / "together.toml")
+    for number in range(1, ROUNDS + 1):
+        lab.wait_for(run, at("round-started", number), 600)
+        site = lab.sites[number % len(lab.sites)]
+        lab.kill(f"agent-{site}")
+        lab.start_agent(site)
+    end = lab.finish_well(run, 900)
+    assert end["rounds"] == ROUNDS
+    for record in lab.rounds(run):
+        summed = [each.site for each in record.contributions if each.state == "in"]
+        print(f"round {record.round}: in the sum: {', '.join(sorted(summed))}")
+        assert len(summed) >= 3  # two whose noise is enough, and one that may be curious
+    manifest = json.loads((lab.home / "runs" / run / "manifest.json").read_text())
+    for site in lab.sites:
+        claim = Statement.read(manifest["privacy"][site]).claim
+        assert (claim.mode, claim.noise) == ("distributed", (4.0,))
+        assert "2 honest sites in every sum" in claim.trust
+        assert 0 < claim.steps <= 2 * ROUNDS
+        print(f"{site}: {claim.steps} steps, eps {claim.epsilon:.2f}; {claim.trust}")
+
+
+def at(kind, number):
+    return lambda event: (event["kind"], event.get("round")) == (kind, number)
 
 
 def test_nothing_of_a_site_lies_in_the_clear(lab):

@@ -119,11 +119,11 @@ def test_a_single_update_gives_its_report_back(attacked):
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-@pytest.mark.parametrize("way", ["masked", "sum-of-three", "noised"])
+@pytest.mark.parametrize("way", ["masked", "sum-of-three", "sum-of-batches", "noised"])
 def test_the_secure_sum_and_noise_keep_them(attacked, way, tower):
     found = attacked[way, tower]
     assert found.cosine < 0.2
-    if tower == "text" and way != "sum-of-three":
+    if tower == "text" and way in ("masked", "noised"):
         assert found.tokens < 0.1
 
 
