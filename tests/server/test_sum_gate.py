@@ -7,8 +7,10 @@ from fake_federation import LAYOUT
 from server.sum_gate import objection_to_sum
 from shared.adapter import AdapterUpdate
 from shared.config import AggregateConfig, JobConfig
+from shared.distributed_noise import entries_of
 from shared.fixedpoint import choose_scale, encode
-from shared.secure_round import MEASURES
+from shared.privacy.mechanism import IN_SINGLE_PRECISION, distributed_grid, noised_steps
+from shared.secure_round import MEASURES, measures_in
 
 WEIGHTS = {"image": 7, "text": 5}
 CLIP = 16.0
@@ -55,3 +57,40 @@ def test_what_they_cannot_have_sent_does_not():
 )
 def test_measures_that_three_sites_cannot_add_up_to_are_refused(metrics):
     assert reason(total_of(metrics=metrics)) == "metrics"
+
+
+NOISED = JobConfig.model_validate({
+    "name": "noised", "proxy": {"phantoms": 64},
+    "privacy": {
+        "differential_privacy": True, "secure_aggregation": True, "mode": "distributed",
+        "noise_multiplier": 1.0,
+    },
+})  # fmt: skip
+
+
+def noised_sum(times=1.0, expected=30.0):
+    """Three sites' shares of the noise, and nothing else in the sum."""
+    grid = distributed_grid(
+        entries_of(LAYOUT, ("B",)), IN_SINGLE_PRECISION, 1.0, parties=3, missing=1
+    )
+    delta = {}
+    for name in LAYOUT.names(("B",)):
+        shape = LAYOUT.shape_of(name)
+        noise = sum(noised_steps(np.zeros(np.prod(shape)), grid) for _ in range(3))
+        delta[name] = np.rint(times * noise).astype(np.int64).astype(np.uint32).reshape(shape)
+    told = {each.name: 0.0 for each in measures_in(NOISED)} | {"expected": expected}
+    return AdapterUpdate("sum", {"image": 3, "text": 3}, delta, grid.per_unit, told)
+
+
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        (noised_sum(), None),
+        (noised_sum(times=60.0), "norm-too-large"),
+        (noised_sum(expected=-5.0), "metrics"),
+        (noised_sum(expected=1e8), "metrics"),
+    ],
+)
+def test_a_sum_of_noised_gradients_may_be_as_long_as_noise_is(update, reason):
+    weights = {"image": 3, "text": 3}
+    assert objection_to_sum(update, LAYOUT, weights, NOISED, sites=3) == reason
