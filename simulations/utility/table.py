@@ -86,8 +86,9 @@ def _made_by(plan: Plan) -> Iterator[str]:
         f"{job.rounds} rounds of {job.train.steps} steps ({steps} in all) of rank {job.lora.rank} "
         f"adapters in the last layer of each tower; sampling rate {job.privacy.sampling_rate:g}, "
         f"clipping norm {job.privacy.clip_norm:g}, delta {job.privacy.delta:g}, groups of "
-        f"{job.privacy.group_size} patients, {job.proxy.phantoms} public pairs. Local-only and "
-        "centralised train without privacy for as many steps."
+        f"{job.privacy.group_size} patients, {job.proxy.phantoms} public pairs. With distributed "
+        f"noise they are {steps} rounds of one step, which Adam at the server takes. Local-only "
+        "and centralised train without privacy for as many steps."
     )
     yield ""
     yield (
