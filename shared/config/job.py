@@ -78,7 +78,7 @@ class JobConfig(Table):
         unsound = next(unsound_privacy(self), None) or self.aggregate.unsound()
         unsound = unsound or self._unsound_beside_the_rule()
         unsound = unsound or next(unsound_secure_aggregation(self), None)
-        if not unsound and not self.privacy.differential_privacy:
+        if not unsound and not self.privacy.for_patients:
             unsound = self.proxy.unsound(self.aggregate)
         if unsound:
             raise ValueError(unsound)
@@ -187,7 +187,7 @@ class JobConfig(Table):
     @property
     def sites_have_public_set(self) -> bool:
         """Whether every site has the public set: to exchange features of, or for negatives."""
-        return self.aggregate.shares_features or self.privacy.differential_privacy
+        return self.aggregate.shares_features or self.privacy.for_patients
 
     def digest(self) -> str:
         """Return the sha256 of everything that decides the numbers.
@@ -215,10 +215,13 @@ def _what_privacy_implies(values: dict[str, Any]) -> dict[str, Any]:
     privacy = values.get("privacy")
     if not isinstance(privacy, dict) or privacy.get("differential_privacy") is not True:
         return values
-    for table, implied in (
-        ("aggregate", {"weighting": "equal"}),
-        ("model", {"precision": "float32"}),
-    ):
+    implications: dict[str, dict[str, Any]] = {"aggregate": {"weighting": "equal"}}
+    if privacy.get("mode") == "site-level":
+        norm = privacy.get("clip_norm", PrivacyConfig.model_fields["clip_norm"].default)
+        implications["aggregate"]["clip_norm"] = norm
+    else:
+        implications["model"] = {"precision": "float32"}
+    for table, implied in implications.items():
         given = values.get(table, {})
         if isinstance(given, dict):
             values = {**values, table: {**implied, **given}}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
+from shared.config.site_level import unsound_site_level
 from shared.config.table import Table
 from shared.privacy.objections import GROUP_SENSITIVITY, PrivacyPlan, objections
 
@@ -27,7 +28,7 @@ class PrivacyConfig(Table):
     patients, in one masked sum per step (``distributed``); the coordinator for whole sites
     (``site-level``)."""
     unit: Literal["patient", "record", "site"] = "patient"
-    """What one more or less is hidden; only patients can be trained for."""
+    """What is hidden: patients, or with ``site-level`` noise what a whole site sent."""
     objective: Literal["separable", "grouped", "in-batch"] = "separable"
     """What a record's loss depends on: on itself and public pairs (``separable``); on the patients
     of one group, which is cut as a whole and gets twice the noise (``grouped``); or on everybody
@@ -46,9 +47,19 @@ class PrivacyConfig(Table):
     """Standard deviation of the noise over ``clip_norm``, instead of what ``epsilon`` asks for."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """C: the gradient of one patient's records, over all trained factors, is cut to this L2
-    norm."""
+    norm; with ``site-level`` noise a site's whole change of a round."""
     secure_aggregation: bool = False
     """The coordinator gets the sum of the sites' changes, and no site's own."""
+
+    @property
+    def for_sites(self) -> bool:
+        """Whether whole sites are hidden, by noise of the coordinator; patients get no promise."""
+        return self.differential_privacy and self.mode == "site-level"
+
+    @property
+    def for_patients(self) -> bool:
+        """Whether the sites train with noise for their patients."""
+        return self.differential_privacy and not self.for_sites
 
 
 _PLAIN: Final = "differential_privacy"
@@ -89,6 +100,21 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
     config = job.privacy
     asked = config.noise_multiplier if noise is None else noise
     grouped = config.objective == _GROUPED
+    if config.for_sites:
+        return PrivacyPlan(
+            mode=config.mode,
+            unit=config.unit,
+            adjacency="zero-out",
+            patients=1,
+            objective="in-batch",
+            clipped="site",
+            clip=config.clip_norm,
+            noise=1.0 if asked is None else asked,
+            sampling="all",
+            rate=1.0,
+            delta=config.delta,
+            secure_aggregation=config.secure_aggregation,
+        )
     return PrivacyPlan(
         mode=config.mode,
         unit=config.unit,
@@ -138,11 +164,11 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
                 "privacy.group_size is about groups of patients, and privacy.objective = "
                 f"'{config.objective}' makes none; use objective = 'grouped', or leave it out"
             )
-    if config.mode != "local":
+    if config.mode == "distributed":
         yield f"privacy.mode = '{config.mode}': not carried out yet; use 'local'"
     for objection in objections(plan_of(job)):
         yield f"{_FIELDS.get(objection.code, 'privacy')}: {objection.why}"
-    yield from _beside_other_tables(job)
+    yield from unsound_site_level(job) if config.for_sites else _beside_other_tables(job)
 
 
 def _beside_other_tables(job: "JobConfig") -> Iterator[str]:

@@ -166,7 +166,7 @@ def rehearse(
         layout = stage.encoder.layout
         outcome = run_job(grid, job, store, history, layout, base, on_event=on_event)
         state = run / "sites" / stage.target
-        entries = spent(state, store.run) if job.privacy.differential_privacy else []
+        entries = spent(state, store.run) if job.privacy.for_patients else []
     return Rehearsed(outcome.shared, tuple(entry.release.spend for entry in entries))
 
 
