@@ -113,6 +113,7 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
             sampling="all",
             rate=1.0,
             delta=config.delta,
+            minimum_patients=1,
             secure_aggregation=config.secure_aggregation,
         )
     return PrivacyPlan(
