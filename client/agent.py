@@ -302,14 +302,17 @@ class SiteAgent:
         if work.promise is not None:
             self._privacy.spend(work.promise, adapter.steps)  # before anything of it leaves
         private = request.job.aggregate.private_factors
-        summary = TrainSummary(
-            loss=adapter.loss,
-            validation_loss=trained.loss_before,
-            gradient_norms=dict(adapter.gradient_norms),
-            discrepancy=dict(adapter.discrepancy),
-            steps=adapter.steps,
-            expected=trained.noised.expected if trained.noised else None,
-        )
+        summary = TrainSummary(steps=adapter.steps)
+        if trained.noised is not None:
+            summary = TrainSummary(expected=trained.noised.expected)
+        elif not request.job.privacy.differential_privacy:  # they would leave without noise
+            summary = TrainSummary(
+                loss=adapter.loss,
+                validation_loss=trained.loss_before,
+                gradient_norms=dict(adapter.gradient_norms),
+                discrepancy=dict(adapter.discrepancy),
+                steps=adapter.steps,
+            )
         if trained.features is not None:
             released = kept = release_features(
                 reply, trained.features, summary, policy, self._audit

@@ -176,9 +176,9 @@ def _own_rank(job: JobConfig) -> int:
 
 def _about_privacy(policy: SitePolicy, job: JobConfig) -> Iterator[Objection]:
     required = policy.require_differential_privacy or policy.privacy is not None
-    if required and not job.privacy.differential_privacy:
-        text = "the site requires differential privacy"
-        field = "privacy.differential_privacy"
+    if required and not job.privacy.for_patients:
+        text = "the site requires differential privacy for its patients"
+        field = "privacy.mode" if job.privacy.for_sites else "privacy.differential_privacy"
         yield Objection("policy-differential-privacy", field, text)
     if policy.require_secure_aggregation and not job.privacy.secure_aggregation:
         text = "the site requires secure aggregation"

@@ -182,7 +182,7 @@ class PatientPrivacy:
         Raises:
             RefusedError: ``privacy-ledger``.
         """
-        if not request.job.privacy.differential_privacy:
+        if not request.job.privacy.for_patients:
             return None
         if policy.privacy is None:
             return unclaimed("the site's policy names no budget")
@@ -198,7 +198,7 @@ class PatientPrivacy:
 
 def promises_privacy(request: Request) -> bool:
     """Return whether patients are promised differential privacy in what a request asks for."""
-    return request.kind == "train" and request.job.privacy.differential_privacy
+    return request.kind == "train" and request.job.privacy.for_patients
 
 
 def spent(state: Path, run: str) -> list[Entry]:
@@ -216,7 +216,7 @@ def spent(state: Path, run: str) -> list[Entry]:
 def with_simulated_budget(policy: SitePolicy, job: JobConfig) -> SitePolicy:
     """Return the policy of a simulated site with a budget that allows what the job asks for."""
     asked = job.privacy
-    if not asked.differential_privacy or policy.privacy is not None:
+    if not asked.for_patients or policy.privacy is not None:
         return policy
     budget = PrivacyPolicy(
         population="simulated",

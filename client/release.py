@@ -254,7 +254,8 @@ def encode_update(
         steps,
         {tower: weights[tower] for tower in weights if tower in towers},
         request.scale,
-        summary.model_copy(update={"clipped": clipped}),
+        # What noise for whole sites hides is not told beside it.
+        summary.model_copy(update={"clipped": clipped and not request.job.privacy.for_sites}),
     )
 
 

@@ -86,7 +86,7 @@ def alike(works: Sequence[Work]) -> list[list[int]]:
         # What one site of a cohort did not answer yet makes the others train again; but for those
         # who pay for every training with their patients' privacy, and those whose change was
         # masked before: another one of the same round would be refused.
-        once = request.job.privacy.differential_privacy or request.secure is not None
+        once = request.job.privacy.for_patients or request.secure is not None
         kept = work.kept is not None and once
         key = (request.kind, request.round, id(work.encoder), request.job_sha256, kept)
         groups.setdefault(key, []).append(number)
@@ -99,7 +99,7 @@ def train_together(works: Sequence[Work]) -> list[Trained | Exception]:
     Returns:
         Per work what came of it; one that fails does not keep the others from training.
     """
-    if works[0].request.job.privacy.differential_privacy:
+    if works[0].request.job.privacy.for_patients:
         return [_train_privately(work) for work in works]
     results: list[Trained | Exception | None] = [None] * len(works)
     able = [number for number, work in enumerate(works) if _can_train(work)]

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 COURIER = ("flwr", "grpcio", "cryptography", "pydantic", "typer", "rich", "safetensors", "numpy")
-SERVER = (*COURIER, "sqlalchemy", "alembic", "psycopg[binary]", "Jinja2", "scipy")
+SERVER = (*COURIER, "sqlalchemy", "alembic", "psycopg[binary]", "Jinja2", "scipy", "dp-accounting")
 BUILD = ("hatchling",)
 
 APART = frozenset({"torch", "uv"})

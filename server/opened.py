@@ -23,7 +23,8 @@ class OpenRound:
         started: When it began, by the engine's clock.
         resumed: Whether the run was resumed just before it.
         contributions: One per known site, as far as it is known what became of it.
-        means: What a sum over the sites tells of them, in secure aggregation.
+        means: What a sum over the sites tells of them, in secure aggregation; and what noise was
+            added to it.
     """
 
     plan: RoundPlan

@@ -6,6 +6,7 @@ from typing import Any
 
 from server.records import Contribution, RoundRecord
 from shared.adapter import TOWERS, SharedAdapter, Tower
+from shared.privacy.statement import Statement
 from shared.results import CoursePoint, Kind, ParticipationCell, RoundCost, SiteEvaluation
 
 NOT_JOINED = "not-joined"
@@ -57,6 +58,7 @@ class RunOutcome:
         lost: Sites (or phases of sites) that are missing, with the reason.
         relative_error: Of the aggregation, mean over rounds; ``None`` if never measured.
         seconds: Wall seconds of rounds and closing phases, interruptions left out.
+        privacy: What the coordinator's own noise promises every site; ``None`` without any.
     """
 
     shared: SharedAdapter
@@ -70,6 +72,7 @@ class RunOutcome:
     lost: dict[str, str]
     relative_error: float | None
     seconds: float
+    privacy: Statement | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def build_outcome(
     records: Sequence[RoundRecord],
     closing: Closing,
     known: Mapping[str, tuple[Kind, Mapping[Tower, int]]],
+    privacy: Statement | None = None,
 ) -> RunOutcome:
     """Put a run's outcome together.
 
@@ -100,6 +104,7 @@ def build_outcome(
         records: All committed rounds, in order.
         closing: The closing phases.
         known: Kind and released counts of every site that described itself.
+        privacy: What the coordinator's own noise promises, if it adds any.
     """
     names = sorted({c.site for record in records for c in record.contributions} | set(known))
     by_site = [{c.site: c for c in record.contributions} for record in records]
@@ -127,6 +132,7 @@ def build_outcome(
         lost=lost,
         relative_error=sum(errors) / len(errors) if errors else None,
         seconds=sum(record.seconds for record in records) + closing.seconds,
+        privacy=privacy,
     )
 
 

@@ -102,7 +102,8 @@ class RoundRecord:
         resumed: Whether the run was resumed just before this round.
         proxy: What came of distillation at the server; ``None`` without it.
         means: In secure aggregation, what the sum tells: the mean ``loss`` and
-            ``validation_loss`` of the sites in it, and how many changes were ``clipped``.
+            ``validation_loss`` of the sites in it, and how many changes were ``clipped``. With
+            noise for whole sites, what it was (``server.site_noise``).
     """
 
     round: int

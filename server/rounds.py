@@ -35,6 +35,7 @@ from server.run_files import DamagedCheckpointError
 from server.secure_rounds import AbortedSumError, SecureRounds
 from server.secure_session import Members
 from server.signed_post import CoordinatorIdentity, SignedPost
+from server.site_noise import SiteNoise, check_sites, site_statement
 from shared.adapter import AdapterLayout, AdapterUpdate, SharedAdapter
 from shared.config import JobConfig
 from shared.errors import (
@@ -116,6 +117,8 @@ class RoundEngine:
         self._exchange = Exchange(post, self._events, self.clock, self.sleep, self.persistence)
         self._roster = Roster(self.job, self._exchange, self._events, self._describe_request)
         self._secure = self._secure_rounds() if self.job.privacy.secure_aggregation else None
+        for_sites = self.job.privacy.for_sites
+        self._noise = SiteNoise.of(self.job, self.layout) if for_sites else None
         if self.persistence is not None:
             self._exchange.look = self._roster.look
             self._roster.expected |= set(self.job.data.sites)
@@ -200,6 +203,12 @@ class RoundEngine:
                 shared = self.store.load_round(last.round, last.manifest_sha256)
                 break
             except DamagedCheckpointError as error:
+                if self._noise is not None:
+                    raise RunDirectoryError(
+                        f"{error}; others may have its adapter already, and done again it would "
+                        "have other noise, which nothing was counted for; put the folder back "
+                        "from a copy, or start a new run"
+                    ) from None
                 # Doing the round again gives the same bits, so nothing but time is lost.
                 self.history.withdraw_round(run, last.round, str(error))
                 self._events.emit("checkpoint-damaged", round_number=last.round)
@@ -236,15 +245,19 @@ class RoundEngine:
         opened = self._open(number, received)
         shared, factors = opened.asking.shared, opened.asking.request.factors
         updates = self._secure.sum(opened) if self._secure else self._updates(opened)
+        if self._noise is not None:
+            updates = self._noised(self._noise, opened, updates)
         came = RoundUpdates(number, shared, factors)
         distiller = self._distiller(number)
         if distiller is not None:
             updates = came.keep(updates)
         watch = None
-        by_construction = len(factors) == 1 and self.job.aggregate.applies_the_mean
+        # What is applied with noise is no mean of the sites', and how far off it is would tell.
+        clear = self._noise is None
+        by_construction = clear and len(factors) == 1 and self.job.aggregate.applies_the_mean
         # Where sites keep a factor to themselves nothing stands for the mean of their products.
         parted = bool(self.job.aggregate.private_factors)
-        seen = not self._secure and ProductError.affordable(self.layout)
+        seen = clear and not self._secure and ProductError.affordable(self.layout)
         if not by_construction and not parted and seen:
             watch = ProductError(shared, self.layout)
             updates = watch.watch(updates)
@@ -283,6 +296,8 @@ class RoundEngine:
         # Where sites are in one process none of them can be slow by itself.
         before = self._records[-_TELLING:] if self.persistence else ()
         plan = plan_round(self.job, self._roster, number, before)
+        if self._noise is not None:
+            check_sites(self.job, len(plan.asked))
         factors = self._rule.trains(number)
         if self._secure:
             plan = self._secure.plan(plan, factors)
@@ -330,6 +345,15 @@ class RoundEngine:
         if shortage:
             raise QuorumError(f"{shortage}; {self._how_to_go_on()}")
 
+    def _noised(
+        self, noise: SiteNoise, opened: OpenRound, updates: Iterator[AdapterUpdate]
+    ) -> Iterator[AdapterUpdate]:
+        """Yield one update in place of all sites': their sum, with noise for each of them."""
+        plan, factors = opened.plan, opened.asking.request.factors
+        update = noise.on(plan, self.layout, factors, updates)
+        opened.means = {**opened.means, **noise.record(plan, self.layout, factors)}
+        yield update
+
     def _commit(
         self,
         opened: OpenRound,
@@ -371,6 +395,7 @@ class RoundEngine:
             self._records,
             phases.closing(),
             {site.name: (site.kind, site.examples) for site in self._roster.sites.values()},
+            site_statement(self.job, self._records),
         )
         reason = "; ".join(f"{site}: {why}" for site, why in sorted(outcome.lost.items()))
         status: RunStatus = "finished" if outcome.complete else "finished-incomplete"

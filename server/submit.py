@@ -124,7 +124,7 @@ def check_deployable(job: JobConfig) -> None:
     ):
         if asked:
             raise ConfigError(f"[{table}]: is for `consilia simulate` only: {why}; leave it out")
-    if job.privacy.differential_privacy and job.proxy.sha256 is None:
+    if job.privacy.for_patients and job.proxy.sha256 is None:
         raise ConfigError(
             "proxy.sha256: with differential privacy every site takes its negatives from the same "
             "public set, in its own site.toml, and refuses any other; give the set's digest, which "

@@ -198,7 +198,8 @@ class SiteEvaluation(_Frozen):
         findings: Zero-shot AUROC by finding.
         calibration: Bins of the model in use.
         calibrated_model: Which model the bins belong to.
-        privacy: What the site's ledger says of the run; ``None`` without differential privacy.
+        privacy: What the site's ledger says of the run, or the coordinator of its noise for whole
+            sites; ``None`` without differential privacy.
     """
 
     metrics: dict[Model, dict[Metric, Estimate]]

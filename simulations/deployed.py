@@ -15,6 +15,7 @@ from server.outcome import Closing, RunOutcome, SiteLog, build_outcome
 from server.phases import CLOSING_PHASES, FOLDERS
 from server.records import RoundRecord, RunSummary
 from server.run_files import read_manifest
+from server.site_noise import site_statement
 from shared.errors import RunDirectoryError
 from shared.results import METRICS, DatasetOrigin, Results, SiteEvaluation, SiteResult
 from simulations.histories import history_url
@@ -67,7 +68,7 @@ def deployed_results(
     shared = store.load_round(last.round, last.manifest_sha256)
     known = {c.site: (c.kind, c.examples) for r in rounds for c in r.contributions if c.kind}
     closing = _closing(store, shared.sha256())
-    outcome = build_outcome(shared, rounds, closing, known)
+    outcome = build_outcome(shared, rounds, closing, known, site_statement(store.job, rounds))
     sites = {
         name: _site(log, outcome.evaluations.get(name))
         for name, log in sorted(outcome.sites.items())

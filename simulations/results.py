@@ -114,6 +114,9 @@ def assemble(
         origin: Where pictures and texts come from.
         facts: What only the command knows.
     """
+    if outcome.privacy is not None:
+        told = {"privacy": outcome.privacy}
+        sites = {name: site.model_copy(update=told) for name, site in sites.items()}
     status, reason = status_of(outcome, job, sites)
     if facts.ended:
         status, reason = facts.ended, facts.reason

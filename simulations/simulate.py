@@ -32,6 +32,7 @@ from server.proxy.pairs import ProxyPairs
 from server.proxy.step import Distiller
 from server.rounds import RunOutcome
 from server.run_files import new_run_folder
+from server.site_noise import check_sites
 from shared.config import AttackKind, JobConfig, load_job
 from shared.errors import (
     BaseModelError,
@@ -72,6 +73,7 @@ from simulations.report.privacy import claim_of, promised
 from simulations.results_table import results_table
 from simulations.scoring import score_run
 from simulations.secure import SimulatedConsortium
+from simulations.site_price import site_price
 from simulations.sites import readable, site_settings, write_partition, write_phantoms
 
 
@@ -188,6 +190,7 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     if quorum > len(settings):
         raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
     _check_sizes(job, len(settings), encoder.layout.largest_rank)
+    price = list(site_price(job, encoder.layout, len(settings)))
     known = {site.name for site in settings}
     for table, named in (("attack.sites", job.attack.sites), ("lora.ranks", job.lora.ranks)):
         unknown = sorted(named.keys() - known)
@@ -210,8 +213,9 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     ):
         store.write_atomic(LAYOUT, layout_bytes(encoder.layout, encoder.base_sha256))
         console.print(_headline(run, job, settings, encoder), highlight=False)
-        if (remark := why_recomputed(encoder, job.train)) is not None:
-            console.print(remark, highlight=False)
+        remark = why_recomputed(encoder, job.train)
+        for line in [*price, *([] if remark is None else [remark])]:
+            console.print(line, highlight=False)
         with BaselinesProcess(run, job) as baselines:
             write_phantoms(run, job)
             write_partition(run, job)
@@ -241,6 +245,8 @@ def _check_sizes(job: JobConfig, sites: int, largest_rank: int) -> None:
             f"privacy.secure_aggregation = true: there are only {sites} sites, and of two each "
             f"learns the other's change from the sum; expected at least {LEAST_SITES}"
         )
+    if job.privacy.for_sites:
+        check_sites(job, sites)
     if rule.least_sites > sites:
         raise ConfigError(
             f"aggregate.combine = '{rule.combine}' needs {rule.least_sites} sites to withstand "

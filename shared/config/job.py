@@ -17,7 +17,12 @@ from pydantic import Field, ValidationError, model_validator
 from shared.config.aggregate import _MEANS, OWN_MODELS, AggregateConfig
 from shared.config.data import DataConfig, PartitionConfig
 from shared.config.model import LoraConfig, ModelConfig
-from shared.config.privacy import PrivacyConfig, privacy_fields_left_out, unsound_privacy
+from shared.config.privacy import (
+    PrivacyConfig,
+    implied_by,
+    privacy_fields_left_out,
+    unsound_privacy,
+)
 from shared.config.proxy import ProxyConfig
 from shared.config.run import AttackConfig, EvaluateConfig, SimulationConfig
 from shared.config.secure import unsound_secure_aggregation
@@ -78,7 +83,7 @@ class JobConfig(Table):
         unsound = next(unsound_privacy(self), None) or self.aggregate.unsound()
         unsound = unsound or self._unsound_beside_the_rule()
         unsound = unsound or next(unsound_secure_aggregation(self), None)
-        if not unsound and not self.privacy.differential_privacy:
+        if not unsound and not self.privacy.for_patients:
             unsound = self.proxy.unsound(self.aggregate)
         if unsound:
             raise ValueError(unsound)
@@ -187,7 +192,7 @@ class JobConfig(Table):
     @property
     def sites_have_public_set(self) -> bool:
         """Whether every site has the public set: to exchange features of, or for negatives."""
-        return self.aggregate.shares_features or self.privacy.differential_privacy
+        return self.aggregate.shares_features or self.privacy.for_patients
 
     def digest(self) -> str:
         """Return the sha256 of everything that decides the numbers.
@@ -215,20 +220,7 @@ def _what_privacy_implies(values: dict[str, Any]) -> dict[str, Any]:
     privacy = values.get("privacy")
     if not isinstance(privacy, dict) or privacy.get("differential_privacy") is not True:
         return values
-    aggregate: dict[str, Any] = {"weighting": "equal"}
-    train: dict[str, Any] = {}
-    if privacy.get("mode") == "distributed":
-        # One sum a step: the optimiser is the server's, and one factor has half of the noise.
-        aggregate |= {"rule": "ffa", "clip_norm": privacy.get("clip_norm", 1.0)}
-        given = values.get("aggregate", {})
-        if isinstance(given, dict) and given.get("rule", "ffa") == "ffa":
-            aggregate |= {"fold_every": 0, "server_optimizer": "adam"}
-        train = {"steps": 1}
-    for table, implied in (
-        ("aggregate", aggregate),
-        ("model", {"precision": "float32"}),
-        ("train", train),
-    ):
+    for table, implied in implied_by(privacy, values.get("aggregate", {})).items():
         given = values.get(table, {})
         if isinstance(given, dict):
             values = {**values, table: {**implied, **given}}

@@ -1,10 +1,11 @@
 """``[privacy]``: what a run promises to patients, and which jobs cannot promise it."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from shared.config.site_level import unsound_site_level
 from shared.config.table import Table
 from shared.privacy.objections import GROUP_SENSITIVITY, PrivacyPlan, objections
 
@@ -27,7 +28,7 @@ class PrivacyConfig(Table):
     patients, in one masked sum per step (``distributed``); the coordinator for whole sites
     (``site-level``)."""
     unit: Literal["patient", "record", "site"] = "patient"
-    """What one more or less is hidden; only patients can be trained for."""
+    """What is hidden: patients, or with ``site-level`` noise what a whole site sent."""
     objective: Literal["separable", "grouped", "in-batch"] = "separable"
     """What a record's loss depends on: on itself and public pairs (``separable``); on the patients
     of one group, which is cut as a whole and gets twice the noise (``grouped``); or on everybody
@@ -46,7 +47,7 @@ class PrivacyConfig(Table):
     """Standard deviation of the noise over ``clip_norm``, instead of what ``epsilon`` asks for."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """C: the gradient of one patient's records, over all trained factors, is cut to this L2
-    norm."""
+    norm; with ``site-level`` noise a site's whole change of a round."""
     noise_shares: Annotated[int, Field(ge=2)] = 2
     """distributed: k, so many sites' shares of the noise are enough. Every site adds 1 / sqrt(k) of
     it, and takes part in sums only that are over more sites than k, whoever drops out. More shares
@@ -58,6 +59,16 @@ class PrivacyConfig(Table):
     def noised_together(self) -> bool:
         """Whether a round is one sum of clipped gradients that all sites add noise to."""
         return self.differential_privacy and self.mode == "distributed"
+
+    @property
+    def for_sites(self) -> bool:
+        """Whether whole sites are hidden, by noise of the coordinator; patients get no promise."""
+        return self.differential_privacy and self.mode == "site-level"
+
+    @property
+    def for_patients(self) -> bool:
+        """Whether the sites train with noise for their patients."""
+        return self.differential_privacy and not self.for_sites
 
 
 _PLAIN: Final = "differential_privacy"
@@ -91,6 +102,29 @@ def privacy_fields_left_out(config: PrivacyConfig) -> set[str]:
     return secure if config.objective == _GROUPED else {"group_size"} | secure
 
 
+def implied_by(privacy: Mapping[str, Any], aggregate: object) -> dict[str, dict[str, Any]]:
+    """Return what differential privacy asks of a job's other tables, where they do not say.
+
+    Args:
+        privacy: The table ``[privacy]`` of a job with differential privacy, as it was read.
+        aggregate: The table ``[aggregate]`` as it was read, if there is one.
+    """
+    mode, norm = privacy.get("mode", "local"), PrivacyConfig.model_fields["clip_norm"].default
+    implied: dict[str, dict[str, Any]] = {"aggregate": {"weighting": "equal"}}
+    if mode != "local":
+        implied["aggregate"]["clip_norm"] = privacy.get("clip_norm", norm)
+    if mode != "site-level":
+        implied["model"] = {"precision": "float32"}
+    if mode == "distributed":
+        # One sum a step: the optimiser is the server's, and one factor has half of the noise.
+        rule = aggregate.get("rule", "ffa") if isinstance(aggregate, dict) else "ffa"
+        implied["aggregate"] |= {"rule": rule}
+        if rule == "ffa":
+            implied["aggregate"] |= {"fold_every": 0, "server_optimizer": "adam"}
+        implied["train"] = {"steps": 1}
+    return implied
+
+
 def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
     """Return how a job trains with differential privacy, as far as the job decides it.
 
@@ -101,6 +135,22 @@ def plan_of(job: "JobConfig", noise: float | None = None) -> PrivacyPlan:
     config = job.privacy
     asked = config.noise_multiplier if noise is None else noise
     grouped = config.objective == _GROUPED
+    if config.for_sites:
+        return PrivacyPlan(
+            mode=config.mode,
+            unit=config.unit,
+            adjacency="zero-out",
+            patients=1,
+            objective="in-batch",
+            clipped="site",
+            clip=config.clip_norm,
+            noise=1.0 if asked is None else asked,
+            sampling="all",
+            rate=1.0,
+            delta=config.delta,
+            minimum_patients=1,
+            secure_aggregation=config.secure_aggregation,
+        )
     return PrivacyPlan(
         mode=config.mode,
         unit=config.unit,
@@ -151,12 +201,10 @@ def unsound_privacy(job: "JobConfig") -> Iterator[str]:
                 "privacy.group_size is about groups of patients, and privacy.objective = "
                 f"'{config.objective}' makes none; use objective = 'grouped', or leave it out"
             )
-    if config.mode == "site-level":
-        yield f"privacy.mode = '{config.mode}': not carried out yet; use 'local'"
     yield from _beside_the_mode(job)
     for objection in objections(plan_of(job)):
         yield f"{_FIELDS.get(objection.code, 'privacy')}: {objection.why}"
-    yield from _beside_other_tables(job)
+    yield from unsound_site_level(job) if config.for_sites else _beside_other_tables(job)
 
 
 def _beside_the_mode(job: "JobConfig") -> Iterator[str]:

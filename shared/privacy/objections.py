@@ -14,7 +14,7 @@ Mode = Literal["local", "distributed", "site-level"]
 """Who adds noise for whom: each site for its patients; all sites together for all patients,
 through secure aggregation; the server for whole sites."""
 Unit = Literal["patient", "record", "site"]
-Adjacency = Literal["add-remove", "replace-one"]
+Adjacency = Literal["add-remove", "replace-one", "zero-out"]
 Objective = Literal["separable", "in-batch"]
 """Whether a record's loss depends on that record alone, or on others of its batch."""
 Clipped = Literal["nothing", "patient", "record", "group", "batch", "site"]
@@ -36,7 +36,8 @@ class PrivacyPlan:
     Attributes:
         mode: Who adds noise for whom.
         unit: What one more or less is hidden.
-        adjacency: Whether one unit is added or removed, or replaced by another.
+        adjacency: Whether one unit is added or removed, or replaced by another; or what it sent by
+            no change at all.
         patients: Distinct patients at the site; sites in the mean for site-level noise.
         patient_column: Whether records name their patient.
         blank_patients: Records that leave the patient out.
@@ -178,14 +179,15 @@ _OF_THE_UNIT: Final[tuple[_Rule, ...]] = (
         lambda p: (p.mode == "site-level") != (p.unit == "site"),
         _rule(
             "noise that the server adds for whole sites hides a site, and noise for patients hides "
-            "patients; one must not be claimed for the other"
+            "patients; one must not be claimed for the other; mode = 'site-level' goes with "
+            "unit = 'site', and every other mode with unit = 'patient'"
         ),
     ),
     (
         "delta",
         lambda p: not 0 < p.delta < 1 / max(p.patients, 1),
         lambda p: (
-            f"delta {p.delta:g} is not below one in the number of units: publishing one patient's "
+            f"delta {p.delta:g} is not below one in the number of units: publishing one {p.unit}'s "
             f"records outright would satisfy it; use {0.1 / max(p.patients, 1):.1g} or less"
         ),
     ),

@@ -29,6 +29,10 @@ _TRUST: Final[dict[Mode, str]] = {
         "noise, sees the sites' changes and must be trusted"
     ),
 }
+_TRUST_IN_SUMS: Final = (
+    "holds against other sites and whoever gets the model; the coordinator, who adds the noise, "
+    "sees the sum of the sites' changes before it does, no site's own, and must be trusted"
+)
 
 NOT_COVERED: Final[tuple[str, ...]] = (
     "personal adapters, their outputs, and any use of them outside of the site",
@@ -37,6 +41,18 @@ NOT_COVERED: Final[tuple[str, ...]] = (
     "patients with records at several sites, whose epsilons add up",
     "what the same patients' records are used for outside of this ledger",
 )
+NOT_COVERED_OF_SITES: Final[tuple[str, ...]] = (
+    "single patients: no noise was made for them, and the number is not about one of them",
+    "what a site tells when it evaluates at the end: measures, validation loss and mixing weights",
+    "counts, times, sizes of messages, and in which rounds the site took part",
+    "personal adapters, their outputs, and any use of them outside of the site",
+    "what the same site's records are used for in other runs",
+)
+_ADJACENT: Final[dict[Adjacency, str]] = {
+    "add-remove": "one {unit} added or removed",
+    "replace-one": "one {unit} replaced",
+    "zero-out": "what one {unit} sent in all rounds replaced by no change",
+}
 
 
 class Claim(BaseModel):
@@ -146,9 +162,14 @@ def unclaimed(*reasons: str) -> Statement:
     return Statement(reasons=reasons)
 
 
-def trust_of(mode: Mode) -> str:
-    """Return whom a mode's promise holds against, and who must be trusted."""
-    return _TRUST[mode]
+def trust_of(mode: Mode, *, sums_only: bool = False) -> str:
+    """Return whom a mode's promise holds against, and who must be trusted.
+
+    Args:
+        mode: Who adds noise for whom.
+        sums_only: With ``site-level``, whether the coordinator gets sums over sites only.
+    """
+    return _TRUST_IN_SUMS if sums_only and mode == "site-level" else _TRUST[mode]
 
 
 def sampling_words(rate: float) -> str:
@@ -168,7 +189,7 @@ def _rows(claim: Claim) -> list[tuple[str, str]]:
         audit = f"epsilon is at least {claim.audit_bound:.3g}"
         if claim.audit_confidence is not None:
             audit += f" (confidence {claim.audit_confidence:g})"
-    adjacency = f"one {one} {'added or removed' if claim.adjacency == 'add-remove' else 'replaced'}"
+    adjacency = _ADJACENT[claim.adjacency].format(unit=one)
     noise = ", ".join(f"{z:.4g}" for z in claim.noise) or "none"
     change = f"{claim.sensitivity:g} times the clipping norm"
     groups = claim.sensitivity > 1 and claim.adjacency == "add-remove"

@@ -99,10 +99,16 @@ def attack(
         InputError: If the job cannot be rehearsed here, or has nothing to attack.
         QuorumError: If too few sites answered in the rehearsal.
     """
+    if job.privacy.for_sites:
+        raise InputError(
+            f"{job.name}: with privacy.mode = 'site-level' patients are promised nothing, and an "
+            "audit measures what a patient's records change; audit a job with mode = 'local', or "
+            "without differential privacy"
+        )
     asked, job = job, on_phantoms(job) if deployed else job
     stage = set_up(folder, job, extent.site)
     planted = _plant(stage, extent.canaries)
-    private = stage.job.privacy.differential_privacy
+    private = stage.job.privacy.for_patients
     console.print(_headline(stage, extent), highlight=False)
     found, whole = infer(stage, planted, "as the job says", stage.job, console)
     if private:

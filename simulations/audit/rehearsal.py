@@ -180,7 +180,7 @@ def rehearse(
             grid, job, store, history, layout, base, on_event=on_event, members=members
         )
         state = run / "sites" / stage.target
-        entries = spent(state, store.run) if job.privacy.differential_privacy else []
+        entries = spent(state, store.run) if job.privacy.for_patients else []
     releases = [entry.release for entry in entries]
     return Rehearsed(
         outcome.shared,

@@ -18,7 +18,7 @@ from shared.results import Comparison, Model, Results, SiteResult
 from simulations.report.disclosure import counter
 from simulations.report.limits import limits
 from simulations.report.pooling import Pooled, pool
-from simulations.report.privacy import claim_of, promised
+from simulations.report.privacy import claim_of, for_sites, promised
 from simulations.report.readings import (
     admitted,
     asked,
@@ -146,6 +146,8 @@ def _privacy(results: Results) -> Answer:
         detail = f"{what}, simulated on one machine: nothing left an institution."
     if promised(results):
         detail = "It covers the shared adapter; not scores, counts or personal adapters."
+        if for_sites(results):
+            detail += " What one patient's records change was not bounded."
     return Answer("At what privacy?", "privacy", "Statement", claim_of(results), detail)
 
 

@@ -70,6 +70,7 @@ def context(
         "exact": exact(results),
         "claim": privacy.CLAIM,
         "promised": privacy.promised(results),
+        "about_noise": privacy.about_noise(results),
         "site_claims": [privacy.site_claim(results, name) for name in figures.heads(results)],
         "statements": privacy.statements(results),
         "about_sums": privacy.about_sums(results),

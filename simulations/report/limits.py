@@ -13,7 +13,7 @@ from shared.page.numbers import interval, listing, number, plural, ranges, short
 from shared.results import Comparison, Results
 from simulations.report.disclosure import UNDER, counter
 from simulations.report.pooling import pool
-from simulations.report.privacy import promised
+from simulations.report.privacy import for_sites, promised
 from simulations.report.readings import (
     LOST,
     calibration_error,
@@ -206,10 +206,16 @@ def withheld(results: Results) -> Limit | None:
 
 def no_differential_privacy(results: Results) -> Limit | None:
     """Nothing bounds what an adapter reveals, unless every site promised its patients something."""
-    if promised(results):
+    if promised(results) and not for_sites(results):
         return None
     public = results.origin.origin in ("phantom", "public")
     level: Level = "for information" if public else "read with care"
+    if for_sites(results):
+        return Limit(
+            level,
+            "No differential privacy for patients: no claim.",
+            "Noise hid whole sites from one another; sites trained without any.",
+        )
     return Limit(
         level,
         "No differential privacy: no claim.",

@@ -1,4 +1,4 @@
-"""What the page says of privacy: the sites' own statements, or that there is no claim."""
+"""What the page says of privacy: statements of sites or coordinator, or that there is no claim."""
 
 import math
 
@@ -17,15 +17,53 @@ def claim_of(results: Results) -> str:
     if not known or len(known) < len(claims) or len(known) < len(results.sites):
         return CLAIM
     worst = max(known, key=lambda claim: claim.epsilon)
+    whom = "each patient"
+    if worst.unit == "site":
+        whom = "each site as a whole, not against the coordinator and for no single patient"
     return (
-        f"Differential privacy for each patient: \u03b5 at most {rounded_up(worst.epsilon)} at "
+        f"Differential privacy for {whom}: \u03b5 at most {rounded_up(worst.epsilon)} at "
         f"\u03b4 = {worst.delta:g}"
     )
 
 
 def promised(results: Results) -> bool:
-    """Return whether every site promised its patients something."""
+    """Return whether something is promised at every site, to patients or to whole sites."""
     return claim_of(results) != CLAIM
+
+
+def for_sites(results: Results) -> bool:
+    """Return whether it is whole sites that are promised something, and patients nothing."""
+    claims = [statement.claim for statement in results.privacy.values()]
+    return promised(results) and all(claim is not None and claim.unit == "site" for claim in claims)
+
+
+def about_noise(results: Results) -> tuple[str, str]:
+    """Return how the run was made private, and what the figure of what was spent shows."""
+    if for_sites(results):
+        return (
+            "Whole sites were hidden from one another: what each sent in a round was cut to one "
+            "norm, and the coordinator added noise from the operating system\u2019s generator to "
+            "their sum. The coordinator saw more and must be trusted. Patients were promised "
+            "nothing: sites trained without noise. The coordinator\u2019s statement is below, "
+            "with the price of the noise and what it does not cover.",
+            "What the rounds spent for every site, by the coordinator\u2019s account; the same "
+            "for all.",
+        )
+    if promised(results):
+        return (
+            "Every site trained with differential privacy for its patients: what one of them can "
+            "change was bounded, and noise from the operating system\u2019s generator was added "
+            "in every step before anything left. What each site\u2019s ledger says of this run "
+            "is below, with what it does not cover.",
+            "What this run spent by each site\u2019s ledger. Limits are the sites\u2019 own and "
+            "not on this page.",
+        )
+    return (
+        "Changes were bounded in norm, which is no privacy by itself, and no noise was added. "
+        "This page therefore makes no claim about what an adapter reveals.",
+        "A bar would show what was spent of a limit. Nothing was accounted for in this run, so "
+        "there is no bar; an empty bar at 0 would look like strong privacy.",
+    )
 
 
 def site_claim(results: Results, site: str) -> str:
@@ -34,7 +72,10 @@ def site_claim(results: Results, site: str) -> str:
     if statement is None or statement.claim is None:
         return CLAIM
     claim = statement.claim
-    return f"\u03b5 = {rounded_up(claim.epsilon)} at \u03b4 = {claim.delta:g}, {claim.steps} steps"
+    steps = f"{claim.steps} rounds, the site as a whole"
+    if claim.unit != "site":
+        steps = f"{claim.steps} steps"
+    return f"\u03b5 = {rounded_up(claim.epsilon)} at \u03b4 = {claim.delta:g}, {steps}"
 
 
 def statements(results: Results) -> list[tuple[str, str, list[tuple[str, list[str]]]]]:

@@ -29,6 +29,8 @@ NAMED = {
     "targets": ["attention", "mlp", "projection"],
 }
 PARTY = Party(KEY, 5)
+SITE_LEVEL = {"differential_privacy": True, "mode": "site-level", "unit": "site", "epsilon": 8.0}
+"""Hides whole sites, and promises patients nothing."""
 
 
 def policy(**changes):
@@ -169,6 +171,18 @@ EXCHANGE = {
             request(),
             "policy-differential-privacy",
             "privacy.differential_privacy",
+        ),
+        (
+            {"require_differential_privacy": True},
+            request(privacy=SITE_LEVEL),
+            "policy-differential-privacy",
+            "privacy.mode",
+        ),
+        (
+            {"privacy": {"population": "p", "epsilon": 8.0, "delta": 1e-5}},
+            request(privacy=SITE_LEVEL),
+            "policy-differential-privacy",
+            "privacy.mode",
         ),
         (
             {"require_secure_aggregation": True},

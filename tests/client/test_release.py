@@ -57,9 +57,13 @@ def audit(tmp_path):
     return AuditLog(tmp_path / "audit.jsonl")
 
 
-def answer(clip_norm=100.0, weights=None, scale=2.0**10, *, secure=False, **more):
-    privacy = {"privacy": {"secure_aggregation": True}} if secure else {}
-    job = parse_job({"name": "job", "aggregate": {"clip_norm": clip_norm}, **privacy})
+SITE_LEVEL = {"differential_privacy": True, "mode": "site-level", "unit": "site", "epsilon": 8.0}
+
+
+def answer(clip_norm=100.0, weights=None, scale=2.0**10, *, secure=False, privacy=None, **more):
+    asked = {"secure_aggregation": True} if secure else privacy or {}
+    tables = {"aggregate": {"clip_norm": clip_norm}, "privacy": asked}
+    job = parse_job({"name": "job", **tables})
     request = Request(
         kind="train",
         run="run",
@@ -152,6 +156,13 @@ def test_a_change_is_clipped_as_a_whole_before_it_leaves(audit):
     values = tensors[IMAGE_B].view(np.int32) / (1024 * 3)
     assert np.linalg.norm(values) == pytest.approx(1.0, abs=1e-3)
     assert reply.summary.clipped
+
+
+def test_with_noise_for_whole_sites_nobody_is_told_that_a_change_was_clipped(audit):
+    privacy = {**SITE_LEVEL, "clip_norm": 1.0}
+    reply, tensors = release(change(image=30.0, text=0.0), audit, clip_norm=1.0, privacy=privacy)
+    assert np.linalg.norm(tensors[IMAGE_B].view(np.int32) / 3072) == pytest.approx(1.0, abs=1e-3)
+    assert not reply.summary.clipped
 
 
 def test_the_stricter_norm_of_job_and_policy_holds(audit):

@@ -254,7 +254,7 @@ def test_noise_that_fits_no_sum_ends_the_run_with_what_to_do(make_job, tmp_path)
 
 def test_the_example_of_the_page_is_a_job(tree):
     page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
-    example = page.split("the sites of a sum add the noise together.")[1]
+    example = page.split("### Distributed noise")[1]
     table = tomllib.loads(example.split("```toml\n")[1].split("```")[0])["privacy"]
     job = JobConfig.model_validate({**tree, "privacy": table})
     assert (job.privacy.mode, job.privacy.noise_shares) == ("distributed", 5)

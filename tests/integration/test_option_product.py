@@ -28,6 +28,7 @@ from shared.config import (
     PartitionRule,
     PersonalizationMethod,
     PersonalizeConfig,
+    PrivacyConfig,
     ProxyConfig,
     ServerOptimization,
     SimulationConfig,
@@ -70,8 +71,13 @@ Combination = tuple[object, ...]
 class Tables:
     """Every table of a job by the values that make it: hundreds of tables, not a million."""
 
-    def __init__(self, folder: str = "records", public: str = "public") -> None:
-        self._aggregates = dict(self._at_the_server())
+    def __init__(
+        self,
+        folder: str = "records",
+        public: str = "public",
+        privacy: PrivacyConfig = PrivacyConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self._aggregates = dict(self._at_the_server(privacy))
         self._by_option: dict[str, dict[object, BaseModel]] = {
             "personalize": {
                 method: PersonalizeConfig(method=method, steps=1, rank=4)
@@ -94,14 +100,16 @@ class Tables:
                 bootstrap=100, baselines=[], minimum_count=1, gallery_queries=0
             ),
             "simulation": SimulationConfig(workers=1, device="cpu"),
+            "privacy": privacy,
         }
 
     @staticmethod
-    def _at_the_server() -> Iterator[tuple[Combination, AggregateConfig]]:
+    def _at_the_server(privacy: PrivacyConfig) -> Iterator[tuple[Combination, AggregateConfig]]:
         for values in itertools.product(*AT_THE_SERVER.values()):
             given = {k: v for k, v in zip(AT_THE_SERVER, values, strict=True) if v is not None}
             hostile = HOSTILE.get(str(given["combine"]))
             given |= {"hostile": hostile} if hostile else {}
+            given |= {"weighting": "equal"} if privacy.differential_privacy else {}
             yield values, AggregateConfig(**given)
 
     def job(self, chosen: Combination, **more: object) -> JobConfig:
@@ -235,6 +243,23 @@ def test_every_value_carries_a_round(sound, tables, tmp_path, small_job) -> None
     }
     for number, combination in enumerate(chosen):
         carry_out(tables, combination, tmp_path / f"{number}", small_job)
+
+
+def test_noise_for_whole_sites_goes_with_rules_that_are_made_of_the_mean_alone(sound) -> None:
+    """Whatever goes together is refused in a sentence beside it, or made of the sum."""
+    privacy = PrivacyConfig(
+        differential_privacy=True, mode="site-level", unit="site", epsilon=8.0, clip_norm=16.0
+    )
+    tables, made, refusals = Tables(privacy=privacy), set(), set()
+    core = {chosen[: -len(PLAIN)] for chosen in sound}
+    for chosen in core:
+        if (why := tables.refusal((*chosen, *PLAIN))) is None:
+            made.add((chosen[0], chosen[1], chosen[len(AT_THE_SERVER) + 1]))
+        else:
+            refusals.add(why)
+    assert made == {(rule, "mean", False) for rule in ("altfold", "ffa", "fedavg")}
+    assert all("privacy.mode = 'site-level'" in why for why in refusals)
+    check_sentences(refusals)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def evaluation(privacy):
 
 def test_every_site_has_its_own_statement_and_a_silent_one_claims_nothing():
     outcome = SimpleNamespace(
-        sites={"a": None, "silent": None}, evaluations={"a": evaluation(SAID)}
+        privacy=None, sites={"a": None, "silent": None}, evaluations={"a": evaluation(SAID)}
     )
     found = statements(parse_job(PRIVATE), outcome)
     assert Statement.read(found["a"]) == SAID
@@ -45,7 +45,20 @@ def test_every_site_has_its_own_statement_and_a_silent_one_claims_nothing():
 
 
 def test_a_job_without_privacy_claims_nothing():
-    outcome = SimpleNamespace(sites={"a": None}, evaluations={"a": evaluation(None)})
+    outcome = SimpleNamespace(privacy=None, sites={"a": None}, evaluations={"a": evaluation(None)})
     found = statements(parse_job({"name": "plain"}), outcome)
     assert found["a"]["text"] == NO_CLAIM
     assert "asks for no differential privacy" in found["a"]["reasons"][0]
+
+
+def test_the_coordinators_own_statement_is_every_sites():
+    """Of a site that never evaluated as well: it is about what the site sent."""
+    said = SAID.claim.model_copy(update={"mode": "site-level", "unit": "site"})
+    outcome = SimpleNamespace(
+        privacy=claimed(said), sites={"a": None, "silent": None}, evaluations={}
+    )
+    asked = {"mode": "site-level", "unit": "site", "epsilon": 8.0, "differential_privacy": True}
+    found = statements(parse_job({"name": "sites", "privacy": asked}), outcome)
+    assert {site: Statement.read(tree).claim for site, tree in found.items()} == dict.fromkeys(
+        ("a", "silent"), said
+    )

@@ -101,6 +101,10 @@ JOBS = {
         "[privacy]\ndifferential_privacy = true\nepsilon = 8.0\n",
         ["proxy.folder: with differential privacy", "proxy.phantoms"],
     ),
+    "whole sites and patients at once": (
+        "[privacy]\ndifferential_privacy = true\nepsilon = 8.0\nmode = 'site-level'\n",
+        ["privacy.unit", "one must not be claimed for the other", "unit = 'site'"],
+    ),
     "text for a number": ("rounds = 'ten'\n", ["rounds = 'ten'", "a whole number"]),
     "number in quotation marks": ("rounds = '3'\n", ["rounds = '3'", "a whole number"]),
     "true for a number": ("rounds = true\n", ["rounds = true", "a whole number"]),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from client.data.records import SiteData
+from shared.config import parse_job
 from shared.errors import InputError
-from simulations.audit.attacks import infer
+from simulations.audit.attacks import Extent, attack, infer
 from simulations.audit.canaries import draw_pairs, plant
 from simulations.audit.rehearsal import set_up, without_privacy
 
@@ -47,6 +48,15 @@ def test_with_epsilon_8_they_are_not(stage_of, make_job, planted_of, quiet, site
     assert max(auc_by_score(found).values()) < 0.55
     assert sum(spend.steps for spend in whole.spends) == 36
     assert all(each.hits < 0.04 for each in found)
+
+
+def test_a_job_that_hides_whole_sites_has_nothing_that_an_audit_measures(tmp_path, quiet):
+    asked = {"differential_privacy": True, "mode": "site-level", "unit": "site", "epsilon": 8.0}
+    job = parse_job({"name": "sites", "privacy": asked})
+    extent = Extent(None, canaries=24, gradients=200, records=3, confidence=0.99)
+    with pytest.raises(InputError, match=r"patients are promised nothing.*mode = 'local'"):
+        attack(tmp_path / "audit", job, extent, None, False, quiet)
+    assert not (tmp_path / "audit").exists()
 
 
 def test_the_same_job_without_privacy_is_a_job(make_job):

@@ -26,6 +26,7 @@ from shared.page.numbers import (
     size,
     thousands,
 )
+from shared.privacy.statement import NOT_COVERED_OF_SITES, Claim, claimed, trust_of
 from shared.results import (
     CalibrationBin,
     DatasetOrigin,
@@ -504,6 +505,50 @@ def test_numbers_that_are_not_finite_leave_no_trace(runs: Runs) -> None:
         course=[runs["clean"].sites["a"].course[0].model_copy(update={"loss": float("nan")})],
     )  # fmt: skip
     assert "NaN" not in render(results, {})
+
+
+# --- noise for whole sites ---------------------------------------------------------------
+
+
+def of_the_coordinator(results: Results) -> Results:
+    """The same run, every site of which has the coordinator's statement."""
+    claim = Claim(
+        mode="site-level",
+        mechanism="noise on the sum",
+        unit="site",
+        adjacency="zero-out",
+        epsilon=3.801,
+        delta=1e-3,
+        units=len(results.sites),
+        clip=1.0,
+        noise=(8.0,),
+        sampling="none: all in every step",
+        steps=20,
+        composed="20 rounds of 1 run",
+        trust=trust_of("site-level", sums_only=True),
+        not_covered=NOT_COVERED_OF_SITES,
+        accountant="a",
+    )
+    told = {"privacy": claimed(claim)}
+    sites = {name: site.model_copy(update=told) for name, site in results.sites.items()}
+    return results.model_copy(update={"sites": sites})
+
+
+def test_noise_for_whole_sites_is_no_promise_to_patients(runs: Runs) -> None:
+    results = of_the_coordinator(runs["clean"])
+    found = answers(results)[2]
+    assert found.bold == (
+        "Differential privacy for each site as a whole, not against the coordinator and for no "
+        "single patient: ε at most 3.81 at δ = 0.001"
+    )
+    assert "What one patient's records change was not bounded" in found.detail
+    heads = {limit.head for limit in limits(results)}
+    assert "No differential privacy for patients: no claim." in heads
+    page = render(results, {})
+    assert page.count("ε = 3.81 at δ = 0.001, 20 rounds, the site as a whole") >= len(results.sites)
+    assert "what one site sent in all rounds replaced by no change" in page
+    assert NOT_COVERED_OF_SITES[0] in page
+    assert "Every site trained with differential privacy for its patients" not in page
 
 
 # --- the page ----------------------------------------------------------------------------
