@@ -137,9 +137,9 @@ def test_page_and_screen_say_sites_and_not_patients(whole):
     assert "3 rounds, the site as a whole" in page
     assert "must be trusted" in page
     assert "and no loss" in page
-    assert "Noise for whole sites: 3 times the clipping norm on the sum of 4 sites" in printed
+    assert "Noise for whole sites: 3 times the clipping norm on their sum" in printed
     assert "Warning: the noise outweighs what all sites together can say" in printed
-    assert "0.75 of the clipping norm on each number of the mean" in printed
+    assert "with 3 sites to a tower noise of 1 of the clipping norm on each number" in printed
 
 
 def test_nothing_of_a_round_is_told_beside_the_change(whole):
