@@ -32,7 +32,8 @@ from server.proxy.pairs import ProxyPairs
 from server.proxy.step import Distiller
 from server.rounds import RunOutcome
 from server.run_files import new_run_folder
-from server.site_noise import check_sites
+from server.site_noise import SiteNoise, check_sites
+from shared.adapter import AdapterLayout
 from shared.config import AttackKind, JobConfig, load_job
 from shared.errors import (
     BaseModelError,
@@ -189,8 +190,7 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     quorum = job.aggregate.quorum or 0
     if quorum > len(settings):
         raise ConfigError(f"aggregate.quorum = {quorum}: there are only {len(settings)} sites")
-    _check_sizes(job, len(settings), encoder.layout.largest_rank)
-    price = list(site_price(job, encoder.layout, len(settings)))
+    _check_sizes(job, len(settings), encoder.layout)
     known = {site.name for site in settings}
     for table, named in (("attack.sites", job.attack.sites), ("lora.ranks", job.lora.ranks)):
         unknown = sorted(named.keys() - known)
@@ -213,9 +213,8 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
     ):
         store.write_atomic(LAYOUT, layout_bytes(encoder.layout, encoder.base_sha256))
         console.print(_headline(run, job, settings, encoder), highlight=False)
-        remark = why_recomputed(encoder, job.train)
-        for line in [*price, *([] if remark is None else [remark])]:
-            console.print(line, highlight=False)
+        if (remark := why_recomputed(encoder, job.train)) is not None:
+            console.print(remark, highlight=False)
         with BaselinesProcess(run, job) as baselines:
             write_phantoms(run, job)
             write_partition(run, job)
@@ -223,6 +222,8 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
             baselines.records_are_there()
             with RunProgress(console, job.rounds) as progress:
                 data = data or _load_all(settings, encoder_of)
+                for line in site_price(job, encoder.layout, data):
+                    progress.say(line)
                 distil, public = None, PublicSets()
                 if job.distils:
                     pairs = pairs or read_proxy(run, job, settings, encoder)
@@ -237,8 +238,8 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
             return score_run(store, settings, data, encoder, outcome, start)
 
 
-def _check_sizes(job: JobConfig, sites: int, largest_rank: int) -> None:
-    """Raise ``ConfigError`` if there are too few sites for the job, or a rank is too large."""
+def _check_sizes(job: JobConfig, sites: int, layout: AdapterLayout) -> None:
+    """Raise ``ConfigError`` if there are too few sites for the job, or a size does not fit."""
     rule = job.aggregate
     if job.privacy.secure_aggregation and sites < LEAST_SITES:
         raise ConfigError(
@@ -247,16 +248,17 @@ def _check_sizes(job: JobConfig, sites: int, largest_rank: int) -> None:
         )
     if job.privacy.for_sites:
         check_sites(job, sites)
+        SiteNoise.of(job, layout)
     if rule.least_sites > sites:
         raise ConfigError(
             f"aggregate.combine = '{rule.combine}' needs {rule.least_sites} sites to withstand "
             f"hostile = {rule.hostile}, and there are only {sites}; lower hostile, or use "
             "'geometric-median'"
         )
-    if job.personalize.fits and job.personalize.rank > largest_rank:
+    if job.personalize.fits and job.personalize.rank > layout.largest_rank:
         raise ConfigError(
             f"personalize.rank = {job.personalize.rank} is larger than the smallest adapted layer "
-            f"of this base; expected at most {largest_rank}"
+            f"of this base; expected at most {layout.largest_rank}"
         )
 
 

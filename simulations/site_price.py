@@ -1,41 +1,43 @@
 """What ``consilia simulate`` prints of noise for whole sites before it begins: the price."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from client.data.records import SiteData
 from server.aggregation import AGGREGATORS
 from server.site_noise import SiteNoise, in_words, numbers_in
-from shared.adapter import AdapterLayout
+from shared.adapter import TOWERS, AdapterLayout
 from shared.config import JobConfig
 from shared.privacy.accountant import site_level_price
 
 
-def site_price(job: JobConfig, layout: AdapterLayout, sites: int) -> Iterator[str]:
+def site_price(
+    job: JobConfig, layout: AdapterLayout, data: Mapping[str, SiteData]
+) -> Iterator[str]:
     """Yield what a job's noise for whole sites promises and costs; nothing for other jobs.
 
     Args:
         job: The job.
         layout: Which layers carry an adapter.
-        sites: How many there are; each is taken to train both towers.
-
-    Raises:
-        ConfigError: If no noise keeps to the job's epsilon, or no epsilon holds with its noise.
+        data: Of all sites; the tower that fewest of them train has the most noise.
     """
     if not job.privacy.for_sites:
         return
     noise, delta = SiteNoise.of(job, layout), job.privacy.delta
     rule = AGGREGATORS[job.aggregate.rule](job.aggregate)
     numbers = max(numbers_in(layout, rule.trains(number)) for number in (1, 2))
+    training = [sum(each.examples(tower) > 0 for each in data.values()) for tower in TOWERS]
+    sites = min((number for number in training if number), default=1)
     price = site_level_price(sites, noise.multiplier, job.rounds, delta, numbers)
     yield (
-        f"Noise for whole sites: {noise.multiplier:.3g} times the clipping norm on the sum of "
-        f"{sites} sites, epsilon {price.epsilon:.3g} at delta {delta:g} over {job.rounds} rounds; "
-        f"{in_words(price)}"
+        f"Noise for whole sites: {noise.multiplier:.3g} times the clipping norm on their sum, "
+        f"epsilon {price.epsilon:.3g} at delta {delta:g} over {job.rounds} rounds; with {sites} "
+        f"sites to a tower {in_words(price)}"
     )
     if price.noise_to_signal > 1:
         enough = math.ceil(noise.multiplier * math.sqrt(numbers))
         yield (
             "Warning: the noise outweighs what all sites together can say in a round, so expect "
-            f"the adapter to learn little or nothing; it takes {enough} sites for noise as long "
-            "as their longest step, or fewer rounds, a larger epsilon, a smaller lora.rank"
+            f"the adapter to learn little or nothing; it takes {enough} sites to a tower for noise "
+            "as long as their longest step, or fewer rounds, a larger epsilon, a smaller lora.rank"
         )

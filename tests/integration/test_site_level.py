@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from client.policy import simulation_policy
 from client.privacy_policy import PrivacyPolicy
 from client.together import answer_together
 from server.aggregation import AGGREGATORS
+from server.checkpoint import RunStore
 from server.history import RunHistory
 from server.site_noise import numbers_in
 from shared.config import JobConfig
@@ -21,6 +23,7 @@ from shared.messages import decode_reply, decode_request
 from shared.privacy.accountant import Spend, epsilon, site_level_price
 from shared.privacy.statement import NOT_COVERED_OF_SITES, Statement
 from simulations import simulate as simulation
+from simulations.deployed import deployed_results
 from simulations.histories import history_url
 from simulations.machine import encoder_for
 from simulations.report import write_report
@@ -137,9 +140,9 @@ def test_page_and_screen_say_sites_and_not_patients(whole):
     assert "3 rounds, the site as a whole" in page
     assert "must be trusted" in page
     assert "and no loss" in page
-    assert "Noise for whole sites: 3 times the clipping norm on the sum of 4 sites" in printed
+    assert "Noise for whole sites: 3 times the clipping norm on their sum" in printed
     assert "Warning: the noise outweighs what all sites together can say" in printed
-    assert "0.75 of the clipping norm on each number of the mean" in printed
+    assert "with 3 sites to a tower noise of 1 of the clipping norm on each number" in printed
 
 
 def test_nothing_of_a_round_is_told_beside_the_change(whole):
@@ -181,6 +184,18 @@ def test_a_run_taken_up_again_keeps_its_rounds_and_their_noise(whole):
     assert [record.adapter_sha256 for record in records_of(run, results)] == before
     assert again.adapter_sha256 == results.adapter_sha256
     assert again.privacy == results.privacy
+
+
+def test_a_coordinator_says_the_same_of_a_deployed_run_from_what_it_kept(whole, tmp_path):
+    _, run, results, _, _ = whole
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "evaluations" / "c-image.json").unlink()  # the promise is about what was sent before
+    with RunStore.open(copy, lock=False) as store, RunHistory(history_url(run)) as history:
+        summary, rounds = history.run(results.run), history.committed_rounds(results.run)
+        found = deployed_results(store, summary, rounds)
+    assert found.privacy == results.privacy
+    assert found.sites["c-image"].metrics == {}
 
 
 def test_the_noise_is_in_what_the_sites_are_sent(whole):
