@@ -63,6 +63,12 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(("auc", "status"), [(0.78, "passed"), (0.99, "failed")])
+def test_what_so_few_canaries_show_by_chance_fails_nobody(auc, status):
+    """12 on each side: 0.78 (0.57 to 0.97) is what one in a hundred sound adapters shows."""
+    assert report(membership=(membership(auc, wide=0.21),)).status == status
+
+
 def gate(run, override=None, claims=True, adapter=ADAPTER):
     return pass_gate(run, adapter, claims=claims, to=run / "new", override=override)
 
