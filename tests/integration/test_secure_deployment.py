@@ -1,6 +1,6 @@
 """Secure aggregation between real processes, one site of which is away in every round.
 
-Slow: two minutes.
+Slow: three minutes.
 """
 
 import json
@@ -12,6 +12,8 @@ from rich.console import Console
 from client.data.sources import find_sites
 from shared.config import load_job
 from shared.messages import decode_request
+from shared.privacy.accountant import Spend, epsilon
+from shared.privacy.statement import Statement
 from shared.wire import body_of
 from simulations import simulate as simulation
 from simulations.grid import LocalGrid
@@ -20,6 +22,16 @@ from tests.integration.lab import Lab, running, working_in
 pytestmark = pytest.mark.slow
 
 ROUNDS = 2
+HIDDEN = """
+[privacy]
+secure_aggregation = true
+differential_privacy = true
+mode = "site-level"
+unit = "site"
+noise_multiplier = 2.0
+clip_norm = 0.01
+delta = 1e-3
+"""
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +97,18 @@ def test_a_site_killed_in_every_round_leaves_the_exact_sum_over_the_others(
     ]
     assert said.count("masked update") >= 3 * ROUNDS
     assert "update" not in said
+
+
+def test_noise_for_whole_sites_is_added_to_the_sums_and_told_by_the_coordinator(lab):
+    job = lab.write_job("hidden", ROUNDS, 5)
+    job.write_text(job.read_text() + HIDDEN)
+    run = lab.submit(job)
+    lab.finish_well(run)
+    manifest = json.loads((lab.home / "runs" / run / "manifest.json").read_text())
+    for site in lab.sites:
+        claim = Statement.read(manifest["privacy"][site]).claim
+        assert (claim.mode, claim.unit, claim.units) == ("site-level", "site", len(lab.sites))
+        assert (claim.noise, claim.clip, claim.steps) == ((2.0,), 0.01, ROUNDS)
+        spent = [Spend(sampling=1, noise=2.0, steps=ROUNDS, entries=1)]
+        assert claim.epsilon == pytest.approx(epsilon(spent, 1e-3), rel=1e-3)
+        assert "no site's own, and must be trusted" in claim.trust
