@@ -5,6 +5,7 @@ not needed). A grey picture stays one channel in memory.
 """
 
 import hashlib
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class PixelPipeline:
                 )
         self._factor, self._offset = self._affine()
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of all that ``to_pixels`` depends on; names prepared pictures that are kept."""
         facts = (self.processor.to_json_string(), self.size, version("transformers"))
