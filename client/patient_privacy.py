@@ -224,7 +224,7 @@ def with_simulated_budget(policy: SitePolicy, job: JobConfig) -> SitePolicy:
         delta=asked.delta,
         least_noise=0.3,
         largest_clip=asked.clip_norm,
-        distributed=True,
+        noise_shares=asked.noise_shares,
     )
     return policy.model_copy(update={"privacy": budget})
 
@@ -271,14 +271,14 @@ def _noise_of_all(
 
     Raises:
         RefusedError: ``privacy-budget`` if no noise is enough; ``privacy-plan`` if the site's
-            policy leaves no noise to others, or asks for more than they add.
+            policy leaves less of it to others, or asks for more than they add.
     """
-    if not budget.distributed:
+    if job.privacy.noise_shares > budget.noise_shares:
         raise RefusedError(
             "privacy-plan",
-            "the job has the sites of a sum add the noise together, and the site's policy does not "
-            "rely on others' noise; allow it with privacy.distributed = true, or ask for a job "
-            "with privacy.mode = 'local'",
+            f"the job splits the noise of a sum among {job.privacy.noise_shares} sites, and the "
+            f"site's policy allows {budget.noise_shares}; allow more with privacy.noise_shares, or "
+            "ask for a job with fewer, or with privacy.mode = 'local'",
         )
     try:
         noise = noise_of(job, layout)

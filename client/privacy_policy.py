@@ -31,10 +31,10 @@ class PrivacyPolicy(BaseModel):
         delta: Probability with which the bound may fail; below one in the number of patients.
         least_noise: Smallest noise multiplier of a step.
         largest_clip: Largest L2 norm that one patient's gradient is cut to.
-        distributed: Whether noise counts that other sites add to a sum that the site is in. Then
-            its patients' privacy depends on secure aggregation, and on some of those sites.
-        curious_sites: distributed: so many of the others in a sum may work against this site,
-            with the coordinator, and take their noise away.
+        noise_shares: The most sites that the noise of a sum may be split among. With more than 1
+            its patients' privacy depends on secure aggregation, and on so many honest sites.
+        curious_sites: Where it is split: so many of the others in a sum may work against this
+            site, with the coordinator, and take their noise away.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class PrivacyPolicy(BaseModel):
     delta: Annotated[float, Field(ge=1e-12, lt=1)]
     least_noise: Annotated[float, Field(ge=0.3, allow_inf_nan=False)] = 0.5
     largest_clip: Positive = 1.0
-    distributed: bool = False
+    noise_shares: Annotated[int, Field(ge=1)] = 1
     curious_sites: Annotated[int, Field(ge=1)] = 1
 
 

@@ -185,7 +185,7 @@ def test_the_statement_says_whom_it_leans_on_and_what_is_left_without(whole):
 def allowed(job, **changes):
     budget = {
         "population": "simulated", "epsilon": 8.0, "delta": 1e-5, "least_noise": 0.3,
-        "distributed": True,
+        "noise_shares": SHARES,
     }  # fmt: skip
     return simulation_policy().model_copy(
         update={"privacy": PrivacyPolicy.model_validate(budget | changes)}
@@ -195,7 +195,7 @@ def allowed(job, **changes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"distributed": False}, "privacy-plan"),  # does not rely on others
+        ({"noise_shares": 1}, "privacy-plan"),  # does not rely on others
         ({"least_noise": 50.0}, "privacy-plan"),  # wants more noise than others add
         ({"epsilon": 2.0}, "privacy-plan"),
         ({"delta": 1e-9}, "privacy-plan"),

@@ -37,7 +37,7 @@ require_differential_privacy = true
 population = "{site}"
 epsilon = 16.0
 delta = 1e-5
-distributed = true
+noise_shares = 2
 """
 TOGETHER = """mode = "distributed"
 noise_shares = 2
