@@ -71,6 +71,7 @@ def context(
         "claim": privacy.CLAIM,
         "promised": privacy.promised(results),
         "about_noise": privacy.about_noise(results),
+        "noised_together": privacy.together(results),
         "site_claims": [privacy.site_claim(results, name) for name in figures.heads(results)],
         "statements": privacy.statements(results),
         "about_sums": privacy.about_sums(results),

@@ -37,6 +37,12 @@ def for_sites(results: Results) -> bool:
     return promised(results) and all(claim is not None and claim.unit == "site" for claim in claims)
 
 
+def together(results: Results) -> bool:
+    """Return whether sites added the noise together, to one sum of gradients a round."""
+    claims = [statement.claim for statement in results.privacy.values()]
+    return any(claim is not None and claim.mode == "distributed" for claim in claims)
+
+
 def about_noise(results: Results) -> tuple[str, str]:
     """Return how the run was made private, and what the figure of what was spent shows."""
     if for_sites(results):
@@ -48,6 +54,16 @@ def about_noise(results: Results) -> tuple[str, str]:
             "with the price of the noise and what it does not cover.",
             "What the rounds spent for every site, by the coordinator\u2019s account; the same "
             "for all.",
+        )
+    if promised(results) and together(results):
+        return (
+            "The sites trained with differential privacy for their patients, one step a round: "
+            "what one patient can change was bounded, every site added its share of the noise, "
+            "from the operating system\u2019s generator, before anything left, and of the step "
+            "nobody saw more than the sum. What each site\u2019s ledger says of this run is below, "
+            "with whom it leans on and what it does not cover.",
+            "What this run spent by each site\u2019s ledger. Limits are the sites\u2019 own and "
+            "not on this page.",
         )
     if promised(results):
         return (
@@ -104,9 +120,12 @@ def about_sums(results: Results) -> str:
     """Return what the coordinator got of the sites' changes, as sentences."""
     if not results.secure_aggregation:
         return "Secure aggregation was off: the coordinator saw what every single site sent."
+    summed = "changes and weights" if promised(results) else "changes, weights and losses"
+    if together(results):
+        summed = "noised gradients, and of the patients that they are taken to be of"
     return (
-        "Secure aggregation was on: in every round the coordinator got the sum of the sites’ "
-        "changes, weights and losses, and no site’s own. What the sum itself tells is not hidden, "
+        f"Secure aggregation was on: in every round the coordinator got the sum of the sites’ "
+        f"{summed}, and no site’s own. What the sum itself tells is not hidden, "
         "and after the rounds every site told its own evaluation."
     )
 
