@@ -8,6 +8,7 @@ import importlib.metadata
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from server.app import LAYOUT
@@ -18,8 +19,10 @@ from server.home import CoordinatorHome
 from server.provisioning.folder import ConsortiumPaths
 from server.records import RunStatus
 from server.run_files import new_run_folder
+from server.site_price import site_price
 from server.vehicle import Vehicle, read_vehicle, write_vehicle
 from server.watch import ENDED
+from shared.adapter import TOWERS
 from shared.config import JobConfig, load_job
 from shared.errors import BaseModelError, ConfigError, ConsiliaError, RunDirectoryError
 from shared.layout_file import layout_bytes, load_layout
@@ -27,13 +30,19 @@ from shared.layout_file import layout_bytes, load_layout
 _FINISHED: frozenset[RunStatus] = frozenset({"finished", "finished-incomplete"})
 
 
-def submit_command(home: CoordinatorHome, job_file: Path, layout: Path | None) -> str:
+def submit_command(
+    home: CoordinatorHome,
+    job_file: Path,
+    layout: Path | None,
+    tell: Callable[[str], None] = print,
+) -> str:
     """Make a run of a job and let Flower carry it; return its name.
 
     Args:
         home: The coordinator's folder.
         job_file: The job.
         layout: The base's ``layout.json``; made from the base if not given.
+        tell: Is given lines that whoever submits the job should read.
 
     Raises:
         ConfigError: If the job cannot be used in a deployment, or the coordinator is not there.
@@ -55,6 +64,9 @@ def submit_command(home: CoordinatorHome, job_file: Path, layout: Path | None) -
         draft = Path(folder) / LAYOUT
         draft.write_bytes(content)
         shape, base_sha256 = load_layout(draft)
+    # Which towers a site trains it says itself; here each is taken to train both.
+    for line in site_price(job, shape, dict.fromkeys(TOWERS, len(job.data.sites))):
+        tell(line)
     facts = {
         "engine": "deployment",
         "base": job.model.base,

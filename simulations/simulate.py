@@ -33,7 +33,8 @@ from server.proxy.step import Distiller
 from server.rounds import RunOutcome
 from server.run_files import new_run_folder
 from server.site_noise import SiteNoise, check_sites
-from shared.adapter import AdapterLayout
+from server.site_price import site_price
+from shared.adapter import TOWERS, AdapterLayout, Tower
 from shared.config import AttackKind, JobConfig, load_job
 from shared.errors import (
     BaseModelError,
@@ -74,7 +75,6 @@ from simulations.report.privacy import claim_of, promised
 from simulations.results_table import results_table
 from simulations.scoring import score_run
 from simulations.secure import SimulatedConsortium
-from simulations.site_price import site_price
 from simulations.sites import readable, site_settings, write_partition, write_phantoms
 
 
@@ -222,7 +222,7 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
             baselines.records_are_there()
             with RunProgress(console, job.rounds) as progress:
                 data = data or _load_all(settings, encoder_of)
-                for line in site_price(job, encoder.layout, data):
+                for line in site_price(job, encoder.layout, _training(data)):
                     progress.say(line)
                 distil, public = None, PublicSets()
                 if job.distils:
@@ -236,6 +236,11 @@ def simulate(run: Path, job: JobConfig, console: Console) -> Results:
                 outcome = federation.carry_out(baselines, progress)
         with _early_end(history, store.run):
             return score_run(store, settings, data, encoder, outcome, start)
+
+
+def _training(data: Mapping[str, SiteData]) -> dict[Tower, int]:
+    """Return how many sites train each tower."""
+    return {tower: sum(site.examples(tower) > 0 for site in data.values()) for tower in TOWERS}
 
 
 def _check_sizes(job: JobConfig, sites: int, layout: AdapterLayout) -> None:

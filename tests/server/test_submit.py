@@ -85,6 +85,22 @@ def test_secure_aggregation_needs_a_consortium_and_status_says_that_it_is_on(
     assert "secure aggregation" in capsys.readouterr().out
 
 
+def test_the_price_of_noise_for_whole_sites_is_told_to_whoever_submits_it(home, tmp_path, vehicles):
+    job, layout = tmp_path / "job.toml", tmp_path / "layout.json"
+    hidden = 'mode = "site-level"\nunit = "site"\ndelta = 1e-3\n'
+    job.write_text(
+        JOB + '[data]\nsites = ["a", "b", "c"]\n'
+        "[privacy]\ndifferential_privacy = true\nnoise_multiplier = 3.0\n" + hidden
+    )
+    layout.write_bytes(layout_bytes(LAYOUT, BASE))
+    told = []
+    submit_command(home, job, layout, told.append)
+    price, warning = told
+    assert "3 times the clipping norm on their sum" in price
+    assert "noise of 1 of the clipping norm on each number of the mean" in price
+    assert warning.startswith("Warning: the noise outweighs")
+
+
 def test_a_job_becomes_a_run_that_flower_carries(home, vehicles, files):
     run = submit_command(home, *files)
     assert run == "toy-2"

@@ -1,33 +1,31 @@
-"""What ``consilia simulate`` prints of noise for whole sites before it begins: the price."""
+"""The price of noise for whole sites, as it is told before a run begins."""
 
 import math
 from collections.abc import Iterator, Mapping
 
-from client.data.records import SiteData
 from server.aggregation import AGGREGATORS
 from server.site_noise import SiteNoise, in_words, numbers_in
-from shared.adapter import TOWERS, AdapterLayout
+from shared.adapter import AdapterLayout, Tower
 from shared.config import JobConfig
 from shared.privacy.accountant import site_level_price
 
 
 def site_price(
-    job: JobConfig, layout: AdapterLayout, data: Mapping[str, SiteData]
+    job: JobConfig, layout: AdapterLayout, training: Mapping[Tower, int]
 ) -> Iterator[str]:
     """Yield what a job's noise for whole sites promises and costs; nothing for other jobs.
 
     Args:
         job: The job.
         layout: Which layers carry an adapter.
-        data: Of all sites; the tower that fewest of them train has the most noise.
+        training: How many sites train each tower; the one with the fewest has the most noise.
     """
     if not job.privacy.for_sites:
         return
     noise, delta = SiteNoise.of(job, layout), job.privacy.delta
     rule = AGGREGATORS[job.aggregate.rule](job.aggregate)
     numbers = max(numbers_in(layout, rule.trains(number)) for number in (1, 2))
-    training = [sum(each.examples(tower) > 0 for each in data.values()) for tower in TOWERS]
-    sites = min((number for number in training if number), default=1)
+    sites = min((number for number in training.values() if number), default=1)
     price = site_level_price(sites, noise.multiplier, job.rounds, delta, numbers)
     yield (
         f"Noise for whole sites: {noise.multiplier:.3g} times the clipping norm on their sum, "
