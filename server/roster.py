@@ -1,5 +1,6 @@
 """Which sites there are: who answered ``describe``, where they are, what they hold."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ NAME_TAKEN = "name-taken"
 _LOOK_AGAIN_SECONDS = 0.2
 _LONGEST_LOOK = 2.0
 _NEWCOMER_SECONDS = 60.0
+_BACK_SECONDS = 20.0
+"""A site that was there so recently is waited for before a round: a courier that is started again
+is away for some seconds, and a round without the site would be another one."""
 _TRIES = 3
 
 
@@ -75,6 +79,8 @@ class Roster:
     _tries: dict[int, int] = field(default_factory=dict)
     _nodes: set[int] = field(default_factory=set)
     _told: tuple[int, int] | None = None
+    _seen: dict[str, float] = field(default_factory=dict)
+    """When a site was last connected."""
 
     def gather(self) -> None:
         """Describe the sites, and wait for those that are to come.
@@ -113,6 +119,8 @@ class Roster:
     def look(self) -> None:
         """Look who is connected, and tell who came back and who left."""
         before, self._nodes = self._nodes, set(self.exchange.post.nodes())
+        now = self.exchange.clock()
+        self._seen.update(dict.fromkeys(self.connected(), now))
         for name, site in sorted(self.sites.items()):
             if (site.node in before) != (site.node in self._nodes):
                 back = site.node in self._nodes
@@ -125,7 +133,8 @@ class Roster:
         """Greet newcomers, and wait while too many known sites are away for a round to count.
 
         Waits without end where sites are at the other end of a network, else at most until the
-        deadline; a site that refused is not waited for.
+        deadline; a site that refused is not waited for. One that left a moment ago is waited for a
+        little, as it may be back at once.
         """
         config, clock = self.job.aggregate, self.exchange.clock
         begun = clock()
@@ -139,16 +148,25 @@ class Roster:
             present = min(len(able), needed - 1) if lacking else len(able)
             nobody = self.patient and not self.sites and not self.refused
             late = end is not None and clock() >= end
-            if present >= needed or late or not (self.gone() or nobody):
+            back = self._soon_back()
+            enough = present >= needed and not back
+            if enough or late or not (self.gone() or nobody):
                 self._told = None
                 return
-            self._tell_waiting(present, needed)
+            self._tell_waiting(present, max(needed, present + len(back)))
             self._pause(begun, end)
 
     @property
     def patient(self) -> bool:
         """Return whether sites that are away are waited for, however long that takes."""
         return self.exchange.persistence is not None
+
+    def _soon_back(self) -> list[str]:
+        """Return the sites that are away and were there a moment ago; a cohort has others."""
+        if not self.patient or self.job.aggregate.cohort is not None:
+            return []
+        since = self.exchange.clock() - _BACK_SECONDS
+        return [name for name in self.gone() if self._seen.get(name, -math.inf) > since]
 
     def _tell_waiting(self, present: int, needed: int) -> None:
         """Tell once how many sites are there and how many are needed."""

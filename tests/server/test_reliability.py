@@ -149,6 +149,49 @@ def test_a_site_leaves_for_good_and_that_is_recorded(federation):
     assert trail == [("sites-changed", 3, "away: north")]
 
 
+def leaving(run):
+    """North's courier is killed in the second round, when its answer is out."""
+
+    def on_push(site, request):
+        if (site.name, request.kind, request.round) == ("north", "train", 2):
+            run.left = run.grid.clock.now
+            run.grid.connected.discard(1)
+
+    return on_push
+
+
+def test_a_site_whose_courier_starts_again_is_waited_for_before_a_round(
+    federation, undisturbed, each_sleep
+):
+    run = federation()
+    run.left = 1e9
+    each_sleep(lambda grid: grid.connected.add(1) if grid.clock.now > run.left + 8 else None)
+    run.on_push = leaving(run)
+    outcome = run.run()
+    assert outcome.shared.sha256() == undisturbed
+    assert [cost.contributors for cost in outcome.round_costs] == [4] * 5
+    waiting = [e.values for e in run.events if e.kind == "waiting"]
+    assert waiting == [{"present": 3, "needed": 4}]
+
+
+def test_one_that_does_not_come_back_costs_that_moment_once(federation):
+    run = federation()
+    run.on_push = leaving(run)
+    outcome = run.run()
+    assert [cost.contributors for cost in outcome.round_costs] == [4, 4, 3, 3, 3]
+    assert 20 <= run.grid.clock.now - run.left < 25
+
+
+def test_a_cohort_goes_on_with_others(federation):
+    run = federation(job_of(aggregate={"deadline_seconds": 60.0, "cohort": 2}))
+    run.on_push = lambda site, request: (
+        run.grid.connected.discard(1) if (request.kind, request.round) == ("train", 2) else None
+    )
+    outcome = run.run()
+    assert [cost.contributors for cost in outcome.round_costs] == [2] * 5
+    assert not [e for e in run.events if e.kind == "waiting"]
+
+
 def test_too_few_sites_left_are_waited_for_and_named(federation, each_sleep):
     """Three of four leave; the round needs two, and begins when one of them is back."""
     grids = each_sleep(lambda grid: grid.connected.add(2) if grid.clock.now > 500 else None)
