@@ -126,7 +126,8 @@ class SecureRounds:
     def await_for(self, number: int) -> None:
         """Say which sites a round cannot do without, before it waits for sites."""
         first = self._plans.read(number)
-        self._roster.least = LEAST_SITES
+        noised = self._job.privacy.noise_shares + 1 if self._job.privacy.noised_together else 0
+        self._roster.least = max(LEAST_SITES, noised)
         self._roster.required = frozenset(first.survivors or ()) if first else frozenset()
 
     def plan(self, plan: RoundPlan, factors: Sequence[Factor]) -> RoundPlan:
