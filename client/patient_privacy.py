@@ -18,7 +18,7 @@ from client.keeping import IN_THE_CLEAR, Keeping
 from client.ledger import Entry, Population, PrivacyLedger, Receipt, Release
 from client.ledger.account import statement
 from client.ledger.entries import Mode
-from client.patient_steps import PatientSteps, entries_of, steps_of
+from client.patient_steps import PatientSteps, steps_of
 from client.policy import SitePolicy
 from client.privacy_policy import Asked, PrivacyPolicy, Terms, check_plan, terms
 from client.proxy import ProxySet
@@ -149,7 +149,7 @@ class PatientPrivacy:
                 sampling=steps.rate,
                 noise=noise,
                 steps=int(job.train.steps or 0),
-                entries=max(1, entries_of(layout, request.factors, data.towers)) * shares,
+                entries=max(1, layout.entries(request.factors, data.towers)) * shares,
             ),
             clip=holding.clip,
             sensitivity=steps.sensitivity,
@@ -253,7 +253,7 @@ def _noise(job: JobConfig, holding: Terms, layout: AdapterLayout, data: SiteData
     """
     if job.privacy.noise_multiplier is not None:
         return holding.noise
-    entries = max(1, entries_of(layout, ("A", "B"), data.towers))
+    entries = max(1, layout.entries(("A", "B"), data.towers))
     steps = job.rounds * int(job.train.steps or 0)
     try:
         found = calibrated(

@@ -13,7 +13,6 @@ import numpy as np
 
 from client.batches import Batch, PreparedSplit
 from client.proxy import ProxySet
-from shared.adapter import AdapterLayout, Factor, Tower
 from shared.config import PrivacyConfig
 from shared.privacy.mechanism import drawn_groups, poisson_sample
 from shared.privacy.noise import Draw, operating_system
@@ -84,16 +83,6 @@ def patients_of(train: PreparedSplit) -> list[Batch]:
         for row in rows:
             found.setdefault(int(patients[row]), ([], [], []))[kind].append(int(row))
     return [Batch(*(np.array(rows, np.intp) for rows in found[who])) for who in sorted(found)]
-
-
-def entries_of(layout: AdapterLayout, factors: Sequence[Factor], towers: Sequence[Tower]) -> int:
-    """Return how many numbers a step moves."""
-    return sum(
-        layout.rank * (layer.inputs if factor == "A" else layer.outputs)
-        for layer in layout.layers
-        for factor in factors
-        if layer.tower in towers
-    )
 
 
 def units_of_a_step(

@@ -75,7 +75,7 @@ class SiteNoise:
         Raises:
             ConfigError: If no noise keeps to the epsilon, or no epsilon holds with the noise.
         """
-        asked, numbers = job.privacy, numbers_in(layout, ("A", "B"))
+        asked, numbers = job.privacy, layout.entries(("A", "B"))
         if asked.noise_multiplier is None:
             plan = Spend(sampling=1, noise=1.0, steps=job.rounds, entries=numbers)
             try:
@@ -148,7 +148,7 @@ class SiteNoise:
         return {
             _NOISE: self.multiplier,
             _SITES: float(min(weights.values(), default=0)),
-            _NUMBERS: float(numbers_in(layout, factors, tuple(weights))),
+            _NUMBERS: float(layout.entries(factors, tuple(weights))),
         }
 
 
@@ -173,14 +173,6 @@ def sites_asked(plan: RoundPlan) -> dict[Tower, int]:
         raise ValueError("a site weighs more than one, and the noise is for one")
     numbers = {tower: sum(tower in weights for weights in given) for tower in TOWERS}
     return {tower: number for tower, number in numbers.items() if number}
-
-
-def numbers_in(
-    layout: AdapterLayout, factors: Sequence[Factor], towers: Sequence[Tower] = TOWERS
-) -> int:
-    """Return how many numbers a change of some factors has."""
-    names = [name for name in layout.names(factors) if layout.towers[name] in towers]
-    return sum(math.prod(layout.shapes[name]) for name in names)
 
 
 def in_words(price: SiteLevelPrice) -> str:

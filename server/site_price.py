@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from server.aggregation import AGGREGATORS
-from server.site_noise import SiteNoise, in_words, numbers_in
+from server.site_noise import SiteNoise, in_words
 from shared.adapter import AdapterLayout, Tower
 from shared.config import JobConfig
 from shared.privacy.accountant import site_level_price
@@ -24,7 +24,7 @@ def site_price(
         return
     noise, delta = SiteNoise.of(job, layout), job.privacy.delta
     rule = AGGREGATORS[job.aggregate.rule](job.aggregate)
-    numbers = max(numbers_in(layout, rule.trains(number)) for number in (1, 2))
+    numbers = max(layout.entries(rule.trains(number)) for number in (1, 2))
     sites = min((number for number in training.values() if number), default=1)
     price = site_level_price(sites, noise.multiplier, job.rounds, delta, numbers)
     yield (

@@ -6,6 +6,7 @@ B of shape (m, r), A of shape (r, n) and s = alpha / r (Hu et al., 2021). Names 
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -62,6 +63,17 @@ class AdapterLayout:
     def names(self, factors: Iterable[Factor] = ("A", "B")) -> list[str]:
         """Return the names of all factors of the given sort, in layer order."""
         return [factor_name(layer.module, f) for layer in self.layers for f in factors]
+
+    def entries(
+        self, factors: Iterable[Factor] = ("A", "B"), towers: Iterable[Tower] = TOWERS
+    ) -> int:
+        """Return how many numbers the factors of the given sort have, in the given towers."""
+        within = set(towers)
+        return sum(
+            math.prod(self.shapes[name])
+            for name in self.names(factors)
+            if self.towers[name] in within
+        )
 
     def shape_of(self, name: str) -> tuple[int, int]:
         """Return the shape of a factor: (r, n) for A, (m, r) for B."""

@@ -7,7 +7,6 @@ its own sum, so the sum is accounted as one step over the patients of all sites.
 the sum may be curious, and take its own share away.
 """
 
-import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -35,7 +34,7 @@ def noise_of(job: JobConfig, layout: AdapterLayout) -> float:
     if asked.epsilon is None:
         raise ValueError("neither epsilon nor noise_multiplier; expected one of them")
     # Every share is drawn to a relative error of its own.
-    entries = entries_of(layout, ("A", "B")) * asked.noise_shares
+    entries = layout.entries(("A", "B")) * asked.noise_shares
     return calibrated(asked.epsilon, asked.delta, asked.sampling_rate, job.rounds, entries)
 
 
@@ -44,11 +43,6 @@ def calibrated(epsilon: float, delta: float, rate: float, steps: int, entries: i
     """Return the least noise multiplier that keeps a run to an epsilon; see ``noise_for``."""
     plan = Spend(sampling=rate, noise=1.0, steps=steps, entries=entries)
     return noise_for(epsilon, delta, plan)
-
-
-def entries_of(layout: AdapterLayout, factors: Iterable[Factor]) -> int:
-    """Return how many numbers are in a sum."""
-    return sum(math.prod(layout.shapes[name]) for name in layout.names(factors))
 
 
 def scale_of(
@@ -72,7 +66,7 @@ def scale_of(
             "the noise; expected more sites, or fewer shares"
         )
     grid = distributed_grid(
-        entries_of(layout, factors),
+        layout.entries(factors),
         _sensitivity(job),
         noise_of(job, layout),
         parties=parties,
@@ -104,7 +98,7 @@ def grid_at(
     """
     return grid_of_scale(
         scale,
-        entries_of(layout, factors),
+        layout.entries(factors),
         _sensitivity(job),
         noise_of(job, layout),
         parties=parties,

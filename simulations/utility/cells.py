@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 from client.evaluation import evaluate_site
-from client.patient_steps import entries_of
 from client.training import train_local
 from server.aggregation import AGGREGATORS
 from shared.adapter import TOWERS, SharedAdapter
@@ -150,7 +149,7 @@ def _entries(encoder: DualEncoder, job: JobConfig) -> int:
     """Return how many numbers get noise in a step, at most."""
     rule = AGGREGATORS[job.aggregate.rule](job.aggregate)
     rounds = range(1, job.rounds + 1)
-    return max(entries_of(encoder.layout, rule.trains(number), TOWERS) for number in rounds)
+    return max(encoder.layout.entries(rule.trains(number), TOWERS) for number in rounds)
 
 
 def _levels(

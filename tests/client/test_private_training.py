@@ -19,7 +19,6 @@ from client.encoding import Features
 from client.losses import prompt_directions
 from client.patient_steps import (
     PatientSteps,
-    entries_of,
     expected_in_a_step,
     merged,
     patients_of,
@@ -487,7 +486,7 @@ _NOTHING = (np.zeros(0, np.intp), np.zeros(0, np.intp))
 def test_both_factors_are_one_clipped_vector(encoder, site_of, start, public, job):
     data = of_patients(site_of("s", counts=(6, 6, 6)))
     (one, *_), _, _ = gradients_of(encoder, data, start, public, job, ("A", "B"))
-    assert len(one) == entries_of(encoder.layout, ("A", "B"), data.towers)
+    assert len(one) == encoder.layout.entries(("A", "B"), data.towers)
     assert len(one) == sum(array.size for array in start.factors.values())
 
 

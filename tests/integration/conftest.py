@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,23 @@ from server.rounds import RunOutcome
 from shared.config import JobConfig
 from shared.model.encoder import DualEncoder
 from simulations.grid import LocalGrid
+
+
+def write_patients(
+    folder: Path, site_of: Callable[..., SiteData], kinds: Mapping[str, str]
+) -> None:
+    """Write sites with two records to a patient, and a public set that is none of theirs.
+
+    Args:
+        folder: Gets ``sites`` and ``public``.
+        site_of: The fixture.
+        kinds: Of every site, by name.
+    """
+    for number, (name, kind) in enumerate(kinds.items()):
+        data = site_of(name, kind, counts=(48, 16, 16), seed=number)
+        splits = {n: replace(s, patients=s.patients // 2) for n, s in data.splits.items()}
+        write_site(folder / "sites" / name, replace(data, splits=splits))
+    write_site(folder / "public", site_of("public", counts=(24, 8, 8), seed=9))
 
 
 def write_site(folder: Path, data: SiteData) -> None:

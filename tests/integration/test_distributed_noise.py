@@ -3,7 +3,6 @@
 import json
 import math
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from client.privacy_policy import PrivacyPolicy
 from client.release import EncodedUpdate
 from client.secure_rounds import SecureStages
 from shared.config import JobConfig
-from shared.distributed_noise import entries_of, grid_at, noise_of, scale_of
+from shared.distributed_noise import grid_at, noise_of, scale_of
 from shared.errors import ConfigError, QuorumError
 from shared.privacy.accountant import epsilon
 from shared.privacy.mechanism import IN_SINGLE_PRECISION
@@ -27,7 +26,7 @@ from simulations import simulate as simulation
 from simulations.machine import encoder_for
 from simulations.report import write_report
 from simulations.simulate import simulate
-from tests.integration.conftest import write_site
+from tests.integration.conftest import write_patients
 
 KINDS = {"a-pairs": "paired", "b-apart": "unpaired", "c-pairs": "paired", "d-image": "image",
          "e-pairs": "paired"}  # fmt: skip
@@ -38,11 +37,7 @@ ROUNDS, RATE, SHARES = 4, 0.3, 2
 def folders(tmp_path_factory, site_of):
     """Five sites with two records to a patient, and a public set that is none of theirs."""
     folder = tmp_path_factory.mktemp("together")
-    for number, (name, kind) in enumerate(KINDS.items()):
-        data = site_of(name, kind, counts=(48, 16, 16), seed=number)
-        splits = {n: replace(s, patients=s.patients // 2) for n, s in data.splits.items()}
-        write_site(folder / "sites" / name, replace(data, splits=splits))
-    write_site(folder / "public", site_of("public", counts=(24, 8, 8), seed=9))
+    write_patients(folder, site_of, KINDS)
     return folder
 
 
@@ -145,7 +140,7 @@ def test_each_site_adds_its_share_and_the_sum_has_as_much_as_is_accounted(whole,
     everything = np.concatenate([each.reshape(-1) for each in steps])
     # Of 24 patients 7 take part, with a norm of 1 at most: little beside the noise in any number.
     assert np.median(np.abs(everything)) / 0.6745 == pytest.approx(2.0**grid.bits, rel=0.03)
-    one = noise * (IN_SINGLE_PRECISION * scale + 2 * math.sqrt(entries_of(layout, ("B",))))
+    one = noise * (IN_SINGLE_PRECISION * scale + 2 * math.sqrt(layout.entries(("B",))))
     assert math.sqrt(SHARES) * 2.0**grid.bits >= one
     assert math.sqrt(SHARES) * 2.0**grid.bits == pytest.approx(one, rel=5e-3)
 

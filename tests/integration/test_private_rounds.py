@@ -27,7 +27,7 @@ from simulations.machine import encoder_for
 from simulations.report import write_report
 from simulations.simulate import simulate
 from simulations.sites import site_settings
-from tests.integration.conftest import write_site
+from tests.integration.conftest import write_patients, write_site
 
 KINDS = {"a-pairs": "paired", "b-apart": "unpaired", "c-image": "image"}
 STEPS, ROUNDS, RATE = 4, 2, 0.3
@@ -37,11 +37,7 @@ STEPS, ROUNDS, RATE = 4, 2, 0.3
 def folders(tmp_path_factory, site_of):
     """Three sites with two records to a patient, and a public set that is none of theirs."""
     folder = tmp_path_factory.mktemp("private")
-    for number, (name, kind) in enumerate(KINDS.items()):
-        data = site_of(name, kind, counts=(48, 16, 16), seed=number)
-        splits = {n: replace(s, patients=s.patients // 2) for n, s in data.splits.items()}
-        write_site(folder / "sites" / name, replace(data, splits=splits))
-    write_site(folder / "public", site_of("public", counts=(24, 8, 8), seed=9))
+    write_patients(folder, site_of, KINDS)
     return folder
 
 

@@ -16,7 +16,6 @@ from client.together import answer_together
 from server.aggregation import AGGREGATORS
 from server.checkpoint import RunStore
 from server.history import RunHistory
-from server.site_noise import numbers_in
 from shared.config import JobConfig
 from shared.errors import ConfigError, QuorumError
 from shared.messages import decode_reply, decode_request
@@ -113,11 +112,10 @@ def test_the_statement_says_what_was_done_for_whom_and_at_what_price(whole):
     rule = AGGREGATORS["altfold"](job.aggregate)
     factors = [rule.trains(number) for number in range(1, ROUNDS + 1)]
     spends = [
-        Spend(sampling=1, noise=NOISE, steps=1, entries=numbers_in(layout, each))
-        for each in factors
+        Spend(sampling=1, noise=NOISE, steps=1, entries=layout.entries(each)) for each in factors
     ]
     assert claim.epsilon == epsilon(spends, DELTA)
-    most = max(numbers_in(layout, each) for each in factors)
+    most = max(layout.entries(each) for each in factors)
     price = site_level_price(3, NOISE, ROUNDS, DELTA, most)
     assert f"noise of {price.deviation:.3g} of the clipping norm" in claim.mechanism
     assert f"{price.noise_to_signal:.3g} times as long" in claim.mechanism
@@ -210,7 +208,7 @@ def test_the_noise_is_in_what_the_sites_are_sent(whole):
     assert received
     # Round 1 trains B from zero, and round 2 begins with B A in another gauge: its length stays.
     lengths = np.sqrt(sum(float(np.square(values).sum()) for values in received.values()))
-    assert lengths > NOISE * CLIP / 4 * np.sqrt(numbers_in(layout, ("B",))) / 2
+    assert lengths > NOISE * CLIP / 4 * np.sqrt(layout.entries(("B",))) / 2
 
 
 def test_noise_follows_from_epsilon(make_job, tmp_path):

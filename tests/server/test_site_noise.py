@@ -12,7 +12,7 @@ from server.aggregation.linear import mean_change
 from server.history import RunHistory
 from server.planning import RoundPlan
 from server.secure_session import Members
-from server.site_noise import SiteNoise, check_sites, numbers_in, site_statement
+from server.site_noise import SiteNoise, check_sites, site_statement
 from shared import fixedpoint
 from shared.adapter import AdapterLayout, AdapterUpdate, LayerShape
 from shared.errors import ConfigError, QuorumError, RunDirectoryError
@@ -84,7 +84,7 @@ def test_the_noise_on_the_sum_is_gaussian_with_z_times_the_norm():
     total = sum(flat(change).astype(np.float64) for change in changes.values())
     for _ in range(2):
         noise = (flat(noised_sum(both(), changes)) - total) / (Z * C)
-        assert noise.size == numbers_in(WIDE, ("B",)) == 64 * 600
+        assert noise.size == WIDE.entries(("B",)) == 64 * 600
         assert abs(noise.std() - 1) < 0.02
         assert abs(np.square(noise).sum() - noise.size) < 5 * math.sqrt(2 * noise.size)
         assert abs(noise.mean()) < 5 / math.sqrt(noise.size)
@@ -227,21 +227,19 @@ def test_every_round_has_noise_and_a_statement(tmp_path, aggregate):
     records = records_of(runs[0])
     factors = [tuple(record.factors) for record in records]
     assert [record.means for record in records] == [
-        {"noise": Z, "noise_sites": 4.0, "noise_numbers": float(numbers_in(LAYOUT, each))}
+        {"noise": Z, "noise_sites": 4.0, "noise_numbers": float(LAYOUT.entries(each))}
         for each in factors
     ]
     claim = outcome.privacy.claim
     assert (claim.mode, claim.unit, claim.adjacency) == ("site-level", "site", "zero-out")
     assert (claim.steps, claim.units, claim.clip, claim.noise) == (3, 4, C, (Z,))
-    spends = [
-        Spend(sampling=1, noise=Z, steps=1, entries=numbers_in(LAYOUT, each)) for each in factors
-    ]
+    spends = [Spend(sampling=1, noise=Z, steps=1, entries=LAYOUT.entries(each)) for each in factors]
     assert claim.epsilon == epsilon(spends, 1e-3)
     once = Spend(sampling=1, noise=Z, steps=3)
     assert claim.epsilon == pytest.approx(epsilon([once], 1e-3), rel=1e-6)
     assert claim.not_covered == NOT_COVERED_OF_SITES
     assert "sees the sites' changes and must be trusted" in claim.trust
-    most = max(numbers_in(LAYOUT, each) for each in factors)
+    most = max(LAYOUT.entries(each) for each in factors)
     price = site_level_price(4, Z, 3, 1e-3, most)
     assert f"noise of {price.deviation:.3g} of the clipping norm" in claim.mechanism
     assert f"{price.noise_to_signal:.3g} times as long" in claim.mechanism

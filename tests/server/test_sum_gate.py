@@ -7,7 +7,6 @@ from fake_federation import LAYOUT
 from server.sum_gate import objection_to_sum
 from shared.adapter import AdapterUpdate
 from shared.config import AggregateConfig, JobConfig
-from shared.distributed_noise import entries_of
 from shared.fixedpoint import choose_scale, encode
 from shared.privacy.mechanism import IN_SINGLE_PRECISION, distributed_grid, noised_steps
 from shared.secure_round import MEASURES, measures_in
@@ -70,9 +69,7 @@ NOISED = JobConfig.model_validate({
 
 def noised_sum(times=1.0, expected=30.0):
     """Three sites' shares of the noise, and nothing else in the sum."""
-    grid = distributed_grid(
-        entries_of(LAYOUT, ("B",)), IN_SINGLE_PRECISION, 1.0, parties=3, missing=1
-    )
+    grid = distributed_grid(LAYOUT.entries(("B",)), IN_SINGLE_PRECISION, 1.0, parties=3, missing=1)
     delta = {}
     for name in LAYOUT.names(("B",)):
         shape = LAYOUT.shape_of(name)
